@@ -1,0 +1,63 @@
+"""Where the reduction axis of a weight lies: every weight seen as rows [R, K] with blocks along K.
+
+R counts output rows, K the entries that one output sums over. Masks, checks and files all work on this one
+form, so that a pattern means the same in each of them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from torch import Tensor
+
+Layout = Literal["rows", "columns", "conv"]
+"""`rows`: [out, in], as in `nn.Linear`; `columns`: [in, out], as in GPT-2's `Conv1D`;
+`conv`: [out, in/groups, *kernel], flattened so that blocks run along input channels first."""
+
+LAYOUTS: tuple[str, ...] = get_args(Layout)
+
+
+def to_rows(weight: Tensor, layout: Layout) -> Tensor:
+    """View (where possible) a weight as [R, K], K the reduction axis. A vector is one row.
+
+    `conv` flattens in the order (kernel, in): the order of SR-STE's channels-last layout, in which a block
+    holds neighbouring input channels of one pixel.
+    """
+    if weight.dim() < 2:
+        return weight.reshape(1, -1)
+    if layout == "columns":
+        return weight.transpose(0, 1)
+    if layout == "conv":
+        return weight.movedim(1, -1).reshape(weight.shape[0], -1)
+    return weight.reshape(-1, weight.shape[-1])
+
+
+def from_rows(rows: Tensor, shape: tuple[int, ...], layout: Layout) -> Tensor:
+    """The inverse of `to_rows`: give rows [R, K] the shape of the weight they came from."""
+    if len(shape) >= 2 and layout == "columns":
+        return rows.transpose(0, 1)
+    if len(shape) >= 2 and layout == "conv":
+        return rows.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+    return rows.reshape(shape)
+
+
+def rows_shape(shape: tuple[int, ...], layout: Layout) -> tuple[int, int]:
+    """(R, K) of a weight of this shape, without the weight.
+
+    >>> rows_shape((64, 32, 3, 3), "conv"), rows_shape((768, 2304), "columns"), rows_shape((5,), "rows")
+    ((64, 288), (2304, 768), (1, 5))
+    """
+    if len(shape) < 2:
+        return 1, _product(shape)
+    if layout == "columns":
+        return shape[1], shape[0]
+    if layout == "conv":
+        return shape[0], _product(shape[1:])
+    return _product(shape[:-1]), shape[-1]
+
+
+def _product(sizes: tuple[int, ...]) -> int:
+    product = 1
+    for size in sizes:
+        product *= size
+    return product

@@ -1,0 +1,131 @@
+"""Which weights survive: exact N:M masks, and the check that a tensor is N:M.
+
+Shape suffixes: R rows, K entries of the reduction axis, G blocks of a row, M entries of a block, N kept ones.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nmflow.layout import from_rows, to_rows
+from nmflow.pattern import Pattern
+
+Remainder = Literal["error", "partial", "skip"]
+"""What a last block of r < M entries gets: `error` refuses, `partial` keeps min(N, r) of it,
+`skip` leaves the whole weight dense."""
+
+REMAINDERS: tuple[str, ...] = get_args(Remainder)
+
+
+def nm_mask(
+    weight: Tensor,
+    pattern: Pattern | str,
+    dim: int = -1,
+    scores: Tensor | None = None,
+    remainder: Remainder = "error",
+) -> Tensor:
+    """Mask Φ of an N:M pattern: in every block of M along `dim` the N entries of the highest score are True.
+
+        Φ[b, i] = 1  <=>  #{k : s[b, k] > s[b, i]} + #{k < i : s[b, k] = s[b, i]} < N,      s = abs(weight)
+
+    Of equal scores the lowest index survives, so ranks, devices and reruns agree; +0 and -0 are equal; NaN
+    ranks above everything. `weight` has any shape and dtype; one with four dimensions is a convolution's
+    [out, in/groups, kH, kW], whose axis under the default `dim=-1` is the flattened (kH, kW, in) order; any
+    other `dim` is taken as it is. `scores` (same shape, signed, the higher the better) replace abs(weight).
+
+    Returns a bool tensor shaped like `weight`, never part of a graph. Raises `ValueError` where M does not
+    divide the axis and `remainder` is "error". Source: Bambhaniya et al. 2025, section 3.
+
+    >>> nm_mask(torch.tensor([[3.0, -4.0, 1.0, 1.0]]), "2:4")
+    tensor([[ True,  True, False, False]])
+    >>> nm_mask(torch.tensor([1.0, 1.0, 1.0, 5.0, 2.0]), "1:3", remainder="partial")
+    tensor([ True, False, False,  True, False])
+    """
+    pattern = Pattern.parse(pattern)
+    if scores is None:
+        scores = weight.detach().abs()
+    elif scores.shape != weight.shape:
+        raise ValueError(f"scores have shape {tuple(scores.shape)}, the weight {tuple(weight.shape)}")
+    if weight.dim() == 4 and dim == -1:
+        rows = to_rows(scores.detach(), "conv")
+        return from_rows(rows_mask(rows, pattern, remainder), tuple(weight.shape), "conv").contiguous()
+    scores = scores.detach().movedim(dim, -1) if weight.dim() else scores.detach()
+    keep = rows_mask(to_rows(scores, "rows"), pattern, remainder)
+    keep = from_rows(keep, tuple(scores.shape), "rows")
+    return (keep.movedim(-1, dim) if weight.dim() else keep).contiguous()
+
+
+def is_nm(
+    tensor: Tensor, pattern: Pattern | str, dim: int = -1, remainder: Remainder = "error"
+) -> bool:
+    """True if every block of M along `dim` (axes as in `nm_mask`) holds at most N non-zero entries.
+
+    Nearly zero is not zero, and NaN is not zero. With `remainder="skip"` an axis that M does not divide is
+    dense by agreement, hence True. Raises `ValueError` as `nm_mask` does.
+
+    >>> is_nm(torch.tensor([0.0, 2.0, 0.0, 0.0]), "1:4"), is_nm(torch.tensor([1e-30, 2.0, 0.0, 0.0]), "1:4")
+    (True, False)
+    """
+    pattern = Pattern.parse(pattern)
+    if tensor.dim() == 4 and dim == -1:
+        rows = to_rows(tensor, "conv")
+    else:
+        rows = to_rows(tensor.movedim(dim, -1) if tensor.dim() else tensor, "rows")
+    tail = rows.shape[-1] % pattern.m
+    if tail and remainder != "partial":
+        _check_remainder(rows.shape[-1], pattern, remainder)
+        return True
+    return not bool((block_counts(rows, pattern) > pattern.n).any())
+
+
+def rows_mask(scores_RK: Tensor, pattern: Pattern, remainder: Remainder = "error") -> Tensor:
+    """`nm_mask` of scores that already lie as rows [R, K]: the one form that kernels implement."""
+    num_rows, axis = scores_RK.shape
+    tail = axis % pattern.m
+    if tail and remainder != "partial":
+        _check_remainder(axis, pattern, remainder)
+        return torch.ones_like(scores_RK, dtype=torch.bool)
+    if pattern.is_dense:
+        return torch.ones_like(scores_RK, dtype=torch.bool)
+    keep = top_n(scores_RK[:, : axis - tail].reshape(num_rows, -1, pattern.m), pattern.n).reshape(num_rows, -1)
+    if not tail:
+        return keep
+    keep_tail = top_n(scores_RK[:, axis - tail :], min(pattern.n, tail))
+    return torch.cat([keep, keep_tail], dim=1)
+
+
+def top_n(scores: Tensor, n: int) -> Tensor:
+    """Mask of the `n` highest scores along the last dimension; ties to the lowest index, NaN above all.
+
+    A stable descending sort is the definition. One survivor of many, the case this project lives on, needs
+    no sort: `argmax` returns the first of equal maxima and takes NaN for the largest.
+    """
+    if n >= scores.shape[-1]:
+        return torch.ones_like(scores, dtype=torch.bool)
+    if n == 1:
+        kept = scores.argmax(dim=-1, keepdim=True)
+    else:
+        kept = scores.argsort(dim=-1, descending=True, stable=True)[..., :n]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, kept, True)
+
+
+def block_counts(rows_RK: Tensor, pattern: Pattern) -> Tensor:
+    """Non-zero entries of every block, [R, ceil(K / M)], the tail as a block of its own."""
+    nonzero = rows_RK != 0
+    padding = -rows_RK.shape[-1] % pattern.m
+    blocks_RGM = F.pad(nonzero, (0, padding)).reshape(rows_RK.shape[0], -1, pattern.m)
+    return blocks_RGM.sum(dim=-1)
+
+
+def _check_remainder(axis: int, pattern: Pattern, remainder: str) -> None:
+    if remainder not in REMAINDERS:
+        raise ValueError(f'remainder "{remainder}": one of {", ".join(REMAINDERS)}')
+    if remainder == "error":
+        raise ValueError(
+            f"the axis has {axis} entries, {pattern.m} does not divide it; use a pattern whose M does, "
+            'remainder="partial" (a shorter last block) or remainder="skip" (leave it dense)'
+        )

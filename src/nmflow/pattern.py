@@ -1,0 +1,99 @@
+"""What "N:M" means: a pattern as a value, with the string as its public face."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import total_ordering
+
+_FORM = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*")
+
+
+@total_ordering
+@dataclass(frozen=True)
+class Pattern:
+    """Keep at most `n` of every `m` consecutive weights along the reduction axis.
+
+        density = n / m,    sparsity = 1 - n / m,    1 <= n <= m
+
+    N is always the number *kept*; half of the field counts the zeroed ones. `m` need not be a power of two.
+    Patterns are ordered by density (then by m), so `min` of several is the tightest.
+
+    Raises `ValueError` where `n` or `m` is out of range. Source: Bambhaniya et al. 2025, section 2.
+
+    >>> p = Pattern.parse("1:16")
+    >>> p.n, p.m, p.density, str(p)
+    (1, 16, 0.0625, '1:16')
+    >>> Pattern.parse("dense") == Pattern.dense(), Pattern.dense().sparsity
+    (True, 0.0)
+    >>> Pattern(1, 16) < Pattern(2, 16) < Pattern.dense()
+    True
+    >>> Pattern.parse("16:1")
+    Traceback (most recent call last):
+    ValueError: pattern "16:1": N is the number kept of every M, so 1 <= N <= M; did you mean "1:16"?
+    """
+
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        for value in (self.n, self.m):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"a pattern takes two whole numbers, not {self.n!r} and {self.m!r}")
+        if not 1 <= self.n <= self.m:
+            swap = f'; did you mean "{self.m}:{self.n}"?' if self.n > self.m >= 1 else ""
+            raise ValueError(
+                f'pattern "{self.n}:{self.m}": N is the number kept of every M, so 1 <= N <= M{swap}'
+            )
+
+    @classmethod
+    def parse(cls, text: Pattern | str) -> Pattern:
+        """Read "N:M" or "dense"; a `Pattern` passes through. Raises `ValueError` on anything else."""
+        if isinstance(text, Pattern):
+            return text
+        if not isinstance(text, str):
+            raise TypeError(f'a pattern is a string such as "1:16" or "dense", not {text!r}')
+        if text.strip().lower() == "dense":
+            return cls.dense()
+        form = _FORM.fullmatch(text)
+        if form is None:
+            raise ValueError(f'pattern "{text}": expected N:M (N kept of every M), such as "1:16", or "dense"')
+        return cls(int(form[1]), int(form[2]))
+
+    @classmethod
+    def dense(cls) -> Pattern:
+        """The pattern that keeps everything."""
+        return cls(1, 1)
+
+    @property
+    def is_dense(self) -> bool:
+        """True where everything is kept: N = M."""
+        return self.n == self.m
+
+    @property
+    def density(self) -> float:
+        """The kept part of the weights, n / m, in (0, 1]."""
+        return self.n / self.m
+
+    @property
+    def sparsity(self) -> float:
+        """The part of the weights that is zero, 1 - n / m, in [0, 1)."""
+        return 1.0 - self.n / self.m
+
+    def kept(self, axis: int) -> int:
+        """Weights kept in one row of `axis` entries; a last block of r < m entries keeps min(n, r).
+
+        >>> Pattern(1, 16).kept(192), Pattern(2, 4).kept(9)
+        (12, 5)
+        """
+        blocks, tail = divmod(axis, self.m)
+        return blocks * self.n + min(self.n, tail)
+
+    def __lt__(self, other: object) -> bool:
+        if not isinstance(other, Pattern):
+            return NotImplemented
+        return (Fraction(self.n, self.m), self.m) < (Fraction(other.n, other.m), other.m)
+
+    def __str__(self) -> str:
+        return "dense" if self.m == 1 else f"{self.n}:{self.m}"
