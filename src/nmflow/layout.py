@@ -27,9 +27,8 @@ def to_rows(weight: Tensor, layout: Layout) -> Tensor:
         return weight.reshape(1, -1)
     if layout == "columns":
         return weight.transpose(0, 1)
-    if layout == "conv":
-        return weight.movedim(1, -1).reshape(weight.shape[0], -1)
-    return weight.reshape(-1, weight.shape[-1])
+    shape = rows_shape(tuple(weight.shape), layout)
+    return (weight.movedim(1, -1) if layout == "conv" else weight).reshape(shape)
 
 
 def from_rows(rows: Tensor, shape: tuple[int, ...], layout: Layout) -> Tensor:

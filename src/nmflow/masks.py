@@ -91,7 +91,8 @@ def rows_mask(scores_RK: Tensor, pattern: Pattern, remainder: Remainder = "error
         return torch.ones_like(scores_RK, dtype=torch.bool)
     if pattern.is_dense:
         return torch.ones_like(scores_RK, dtype=torch.bool)
-    keep = top_n(scores_RK[:, : axis - tail].reshape(num_rows, -1, pattern.m), pattern.n).reshape(num_rows, -1)
+    blocks_RGM = scores_RK[:, : axis - tail].reshape(num_rows, axis // pattern.m, pattern.m)
+    keep = top_n(blocks_RGM, pattern.n).reshape(num_rows, axis - tail)
     if not tail:
         return keep
     keep_tail = top_n(scores_RK[:, axis - tail :], min(pattern.n, tail))
@@ -115,9 +116,9 @@ def top_n(scores: Tensor, n: int) -> Tensor:
 
 def block_counts(rows_RK: Tensor, pattern: Pattern) -> Tensor:
     """Non-zero entries of every block, [R, ceil(K / M)], the tail as a block of its own."""
-    nonzero = rows_RK != 0
-    padding = -rows_RK.shape[-1] % pattern.m
-    blocks_RGM = F.pad(nonzero, (0, padding)).reshape(rows_RK.shape[0], -1, pattern.m)
+    num_rows, axis = rows_RK.shape
+    padding = -axis % pattern.m
+    blocks_RGM = F.pad(rows_RK != 0, (0, padding)).reshape(num_rows, (axis + padding) // pattern.m, pattern.m)
     return blocks_RGM.sum(dim=-1)
 
 

@@ -1,0 +1,352 @@
+"""How a weight is made sparse while training: a property hands every reader of `module.weight` the effective W~.
+
+The only file that rewires a module. The module's class becomes a derived one whose property reads W~; the dense W
+stays the `nn.Parameter` under its old name, so optimizers, state dicts and averages see what they always saw.
+W~ is computed once an optimizer step into a buffer; a read costs one autograd node that routes the gradient to W.
+
+Neither buffer nor mask is a registered buffer: they follow from (W, stage), so checkpoints keep the dense keys,
+DDP has nothing to broadcast, and an average of models averages only W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from nmflow.layout import from_rows, to_rows
+from nmflow.masks import Remainder
+from nmflow.ops.projection import apply_mask, project
+from nmflow.schedules.stage import Stage
+from nmflow.targets import Slot
+
+_EFFECTIVE = "_nm_effective"
+
+
+class Progress:
+    """Where in its recipe a run is: one stage a slot. Shared by a model and its deep copies.
+
+    That is what makes an averaged model (EMA) sparse: it keeps its own W, mask and W~, but follows the run's stage.
+    """
+
+    def __init__(self, stages: Sequence[Stage], carries_masks: bool = False) -> None:
+        self.stages = list(stages)
+        self.serial = 0  # changes with every step, so that copies notice
+        self.carries_masks = carries_masks  # masks outlive a step (mask_every > 1): a change of W alone takes no new one
+        self.fixed: dict[int, Tensor] = {}  # slot -> mask that does not follow from W (frozen, inherited)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Progress:
+        return self
+
+
+class _Seen(NamedTuple):
+    """What W~ was derived from; any difference means it is stale."""
+
+    weight: Tensor
+    version: int
+    serial: int
+    effective_version: int
+
+
+class EffectiveWeight:
+    """W~ of one parameter, kept in a buffer and derived anew whenever W or the stage has changed.
+
+        W~ = W ⊙ C,    C = Φ + D·(Φ_outer - Φ),    one (Φ, D, Φ_outer) per slot; rows of no slot have C = 1
+
+    Written with `where`, so a pruned NaN or inf is 0. Tied parameters share one object.
+    Source: Bambhaniya et al. 2025, section 3.
+    """
+
+    def __init__(
+        self, slots: Sequence[tuple[int, Slot]], progress: Progress, remainder: Remainder, gradient: str
+    ) -> None:
+        self.slots = tuple(slots)
+        self.progress = progress
+        self.remainder: Remainder = remainder
+        self.gradient = gradient  # "straight-through", "decay", "masked", or "mixed" where stages differ
+        self.flips: dict[int, Tensor] = {}  # slot -> entries of Φ changed by the last step, on the device
+        self.mask: Tensor = torch.empty(0, dtype=torch.bool)
+        self.effective: Tensor = torch.empty(0)
+        self.coefficient: Tensor | None = None  # dL/dW over dL/dW~; None passes the gradient through
+        self._seen: _Seen | None = None
+        self.is_copy = False
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def read(self, weight: Tensor) -> Tensor:
+        """W~ as a reader of `module.weight` gets it."""
+        # A compiled graph cannot look at versions; there the step, `load_state_dict` and `refresh` keep W~ current.
+        if not torch.compiler.is_compiling():
+            self._notice_changes(weight)
+        if not (torch.is_grad_enabled() and weight.requires_grad):
+            return self.effective
+        if self.coefficient is None:
+            return cast(Tensor, _PassThrough.apply(weight, self.effective))
+        return cast(Tensor, _Scaled.apply(weight, self.effective, self.coefficient))
+
+    def _notice_changes(self, weight: Tensor) -> None:
+        seen = self._seen
+        if seen is not None and self.effective._version != seen.effective_version:
+            raise RuntimeError(
+                f"{self.slots[0][1].name}: the effective weight was written in place, and the write would be lost "
+                "at the next step; write to the dense one: sparsifier.dense_weight(name), or the module's "
+                "_parameters"
+            )
+        if (
+            seen is None
+            or seen.weight is not weight
+            or seen.version != _version(weight)
+            or seen.serial != self.progress.serial
+            or not _alike(self.effective, weight)
+        ):
+            try:
+                self.derive(weight, new_masks=self.is_copy or not self.progress.carries_masks)
+            except AttributeError as error:  # would make nn.Module hand out the dense weight in silence
+                raise RuntimeError(f"deriving the effective weight failed: {error}") from error
+
+    # -- deriving ------------------------------------------------------------------------------------------------
+
+    def derive(self, weight: Tensor, new_masks: bool = True) -> None:
+        """Compute mask, W~ and gradient coefficient from the dense weight and the current stages."""
+        with torch.inference_mode(False), torch.no_grad():
+            new_masks = self._allocate(weight) or new_masks
+            layout = self.slots[0][1].layout
+            w, mask, effective = (to_rows(t, layout) for t in (weight.detach(), self.mask, self.effective))
+            coefficient = to_rows(self.coefficient, layout) if self._has_own_coefficient() else None
+            if sum(stop - start for start, stop in (slot.row_range for _, slot in self.slots)) < w.shape[0]:
+                effective.copy_(w)
+            for index, slot in self.slots:
+                rows = slice(*slot.row_range)
+                stage = self.progress.stages[index]
+                self._derive_rows(index, stage, w[rows], mask[rows], effective[rows], new_masks)
+                if coefficient is not None:
+                    coefficient[rows] = _gradient_coefficient(stage, mask[rows], self._outer(stage, w[rows]))
+            if layout == "conv":  # its rows may be a copy, not a view
+                for buffer, rows_RK in ((self.mask, mask), (self.effective, effective), (self.coefficient, coefficient)):
+                    if buffer is not None and rows_RK is not None:
+                        buffer.copy_(from_rows(rows_RK, tuple(buffer.shape), layout))
+        self._seen = _Seen(weight, _version(weight), self.progress.serial, self.effective._version)
+
+    def _derive_rows(
+        self, index: int, stage: Stage, w_RK: Tensor, mask_RK: Tensor, effective_RK: Tensor, new_masks: bool
+    ) -> None:
+        self.flips.pop(index, None)
+        fixed = self.progress.fixed.get(index)
+        if (stage.pattern.is_dense and stage.outer.is_dense) or (stage.mask != "fresh" and fixed is None):
+            mask_RK.fill_(True)
+            effective_RK.copy_(w_RK)
+            return
+        if stage.mask != "fresh":
+            mask_RK.copy_(cast(Tensor, fixed))
+        elif new_masks:
+            before = mask_RK.clone()
+            project(w_RK, stage.pattern, stage.decay, self.remainder, mask_RK, effective_RK)
+            self.flips[index] = (before != mask_RK).sum()
+            if stage.outer.is_dense:
+                return
+        apply_mask(w_RK, mask_RK, stage.decay, effective_RK, self._outer(stage, w_RK))
+
+    def _outer(self, stage: Stage, w_RK: Tensor) -> Tensor | None:
+        """Φ_outer of a recipe in sequence, None where it is all ones or D makes it irrelevant."""
+        if stage.outer.is_dense or stage.decay == 0.0:
+            return None
+        outer = torch.empty_like(w_RK, dtype=torch.bool)
+        project(w_RK, stage.outer, 0.0, self.remainder, outer, torch.empty_like(w_RK))
+        return outer
+
+    def _allocate(self, weight: Tensor) -> bool:
+        """Make buffers that fit the weight; True if there was no mask to go by."""
+        if _alike(self.effective, weight):
+            return False
+        moved = self.mask.shape == weight.shape  # another device or dtype: the mask still stands
+        self.effective = torch.empty_like(weight)
+        self.mask = self.mask.to(weight.device) if moved else torch.ones_like(weight, dtype=torch.bool)
+        if self.gradient == "masked":
+            self.coefficient = self.mask
+        elif self.gradient != "straight-through":
+            self.coefficient = torch.ones_like(weight)
+        return not moved
+
+    def _has_own_coefficient(self) -> bool:
+        return self.coefficient is not None and self.coefficient is not self.mask
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_seen": None}  # a copy or pickle looks at its own weight before it trusts W~
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EffectiveWeight:
+        copy = object.__new__(EffectiveWeight)
+        memo[id(self)] = copy
+        copy.__dict__.update(self.__getstate__(), is_copy=True, flips=dict(self.flips))
+        copy.mask, copy.effective = self.mask.clone(), self.effective.clone()
+        if self.coefficient is not None:
+            copy.coefficient = self.coefficient.clone() if self._has_own_coefficient() else copy.mask
+        return copy
+
+
+def _gradient_coefficient(stage: Stage, mask: Tensor, outer: Tensor | None) -> Tensor | float:
+    """dL/dW over dL/dW~ at every entry: 1 where kept; 1, D (in Φ_outer) or 0 where pruned."""
+    if stage.pruned_gradient == "straight-through":
+        return 1.0
+    if stage.pruned_gradient == "masked" or stage.decay == 0.0:
+        return mask
+    pruned = stage.decay if outer is None else stage.decay * outer
+    return torch.where(mask, 1.0, pruned)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version  # inference tensors keep no count
+
+
+def _alike(buffer: Tensor, weight: Tensor) -> bool:
+    return buffer.shape == weight.shape and buffer.dtype == weight.dtype and buffer.device == weight.device
+
+
+class _PassThrough(torch.autograd.Function):
+    """W~ in the forward, dL/dW = dL/dW~ in the backward."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, effective: Tensor) -> Tensor:
+        return effective.view_as(effective)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0], None
+
+
+class _Scaled(torch.autograd.Function):
+    """W~ in the forward, dL/dW = C·dL/dW~ in the backward; where C is 0 the gradient is, whatever it was."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, effective: Tensor, coefficient: Tensor) -> Tensor:
+        return effective.view_as(effective)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (coefficient,) = ctx.saved_tensors
+        return torch.where(coefficient != 0, grads[0] * coefficient, 0), None, None
+
+
+# -- the derived classes -----------------------------------------------------------------------------------------
+
+
+class _Attached(nn.Module):
+    """What a module gains while attached; mixed in before its own class."""
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
+        # `.to()` may swap data without a trace in the version count.
+        result = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        _derive_all(self, new_masks=False)
+        return result
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        _derive_all(self, new_masks=False)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        base = type(self).__mro__[2]
+        return _rebuild, (base, tuple(self.__dict__[_EFFECTIVE])), self.__dict__
+
+    def extra_repr(self) -> str:
+        effective: dict[str, EffectiveWeight] = self.__dict__[_EFFECTIVE]
+        targets = {str(slot.pattern) for weight in effective.values() for _, slot in weight.slots}
+        return ", ".join(filter(None, [super().extra_repr(), f"nm={'+'.join(sorted(targets))}"]))
+
+
+def _reader(name: str) -> property:
+    def read(module: nn.Module) -> Tensor:
+        weight = module._parameters[name]
+        return cast("EffectiveWeight", module.__dict__[_EFFECTIVE][name]).read(cast(Tensor, weight))
+
+    return property(read, doc=f"The effective weight W~ of `{name}`; the dense W is the parameter of that name.")
+
+
+@lru_cache(maxsize=None)
+def _derived_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
+    """One class per (class, names), so that equal modules share compiled code. It holds no state."""
+    return type(f"NM{base.__name__}", (_Attached, base), {name: _reader(name) for name in names})
+
+
+def _rebuild(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+    cls = _derived_class(base, names)
+    return cls.__new__(cls)
+
+
+def _derive_all(module: nn.Module, new_masks: bool) -> None:
+    for name, effective in module.__dict__[_EFFECTIVE].items():
+        weight = module._parameters[name]
+        if weight is not None:
+            keeps = effective.progress.carries_masks and not effective.is_copy
+            effective.derive(weight, new_masks=new_masks or not keeps)
+
+
+# -- what the sparsifier calls -----------------------------------------------------------------------------------
+
+
+def attach(model: nn.Module, weights: dict[str, EffectiveWeight]) -> None:
+    """Make every reader of the named parameters see their effective weights; tied modules share one.
+
+    `weights` maps a parameter's first name to its effective weight. Names must exist; nothing is checked here.
+    """
+    by_parameter = {id(model.get_parameter(name)): effective for name, effective in weights.items()}
+    for module in model.modules():
+        mine = {
+            local: by_parameter[id(parameter)]
+            for local, parameter in module._parameters.items()
+            if parameter is not None and id(parameter) in by_parameter
+        }
+        if mine:
+            module.__dict__[_EFFECTIVE] = mine
+            module.__class__ = _derived_class(type(module), tuple(mine))
+            _derive_all(module, new_masks=True)
+
+
+def detach(model: nn.Module) -> None:
+    """Give every attached module its own class back; the parameters stay as they are."""
+    for module in list(attached_modules(model)):
+        module.__class__ = type(module).__mro__[2]
+        del module.__dict__[_EFFECTIVE]
+
+
+def attached_modules(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules of `model` (itself included) whose weights are effective ones."""
+    return (module for module in model.modules() if isinstance(module, _Attached))
+
+
+def attached_weights(model: nn.Module) -> dict[str, tuple[nn.Parameter, EffectiveWeight]]:
+    """Qualified name -> (dense W, its effective weight), tied parameters once."""
+    found: dict[str, tuple[nn.Parameter, EffectiveWeight]] = {}
+    done: set[int] = set()
+    for path, module in model.named_modules():
+        if not isinstance(module, _Attached):
+            continue
+        for local, effective in module.__dict__[_EFFECTIVE].items():
+            weight = module._parameters[local]
+            if weight is not None and id(weight) not in done:
+                done.add(id(weight))
+                found[f"{path}.{local}" if path else local] = (weight, effective)
+    return found
+
+
+def refresh(model: nn.Module) -> None:
+    """Derive W~ of every attached weight of `model` anew, masks included, from its dense weights now.
+
+    Needed where a change cannot be noticed: a write through `.data`, or before a compiled model is called on
+    weights that were changed from outside. A model without a sparsifier is left alone.
+    """
+    for weight, effective in attached_weights(model).values():
+        effective.derive(weight, new_masks=True)

@@ -1,0 +1,459 @@
+"""The verbs of a sparse run: attach to a model, edit gradients, step, report, save, finalize."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nmflow.attach import EffectiveWeight, Progress, attach, attached_weights, detach
+from nmflow.layout import from_rows, to_rows
+from nmflow.masks import Remainder, block_counts, rows_mask
+from nmflow.pattern import Pattern
+from nmflow.schedules import Recipe, Stage, plan
+from nmflow.schedules import recipe as recipe_by_name
+from nmflow.targets import Slot, Targets, axis_problem, record, resolve, slots_to_json
+
+
+@dataclass(frozen=True)
+class SlotReport:
+    """State of one slot; `density` is measured on what the forward sees, `flips` entries of Φ changed last step."""
+
+    label: str
+    pattern: str
+    target: str
+    density: float
+    decay: float
+    phase: str
+    flips: int
+    weights: int
+
+
+@dataclass(frozen=True)
+class SparsityReport:
+    """What `Sparsifier.report` and `Sparsifier.finalize` return."""
+
+    step: int
+    total_steps: int
+    slots: tuple[SlotReport, ...]
+    finalized: bool = False
+
+    @property
+    def early(self) -> bool:
+        """True if the weights were finalized before the recipe had ended: the mask was cut to the target at once."""
+        return self.finalized and self.step < self.total_steps
+
+    @property
+    def density(self) -> float:
+        """Density over the weights of all slots."""
+        weights = sum(slot.weights for slot in self.slots)
+        return sum(slot.density * slot.weights for slot in self.slots) / weights if weights else 1.0
+
+    @property
+    def flips(self) -> int:
+        """Mask entries that changed in the last step."""
+        return sum(slot.flips for slot in self.slots)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {**asdict(self), "early": self.early, "density": self.density}
+
+
+class Sparsifier:
+    """Trains the targeted weights of a model to N:M by a recipe; N of every M are kept.
+
+        for step in range(total_steps):
+            loss(model, batch).backward()          # every reader of .weight sees W~
+            sparsifier.edit_gradients()            # after unscaling, before clipping
+            optimizer.step(); optimizer.zero_grad()
+            sparsifier.step()
+        report = sparsifier.finalize()             # the weights are N:M now, the model is an ordinary one
+
+    `model` is changed in place (its parameters stay the same objects under the same names) and carries one
+    sparsifier at a time. `targets`, see `nmflow.targets.resolve`; `recipe` is a name or a `Recipe`; `total_steps`
+    counts optimizer steps. `mask_every=k` takes new masks every k-th step only (and where the pattern changes).
+
+    A deep copy of the model (an EMA) has weights and masks of its own and follows the stage of this run.
+
+    Raises one `ValueError` listing every problem, before anything is changed: rules (see `resolve`), a recipe whose
+    phases do not fit `total_steps`, an axis that a pattern of the plan does not divide, NaN or inf weights, a second
+    sparsifier. Source: Bambhaniya et al. 2025, section 3.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        targets: Targets,
+        recipe: str | Recipe = "mdgf-exponential",
+        total_steps: int = 0,
+        remainder: Remainder = "error",
+        mask_every: int = 1,
+    ) -> None:
+        if attached_weights(model):
+            raise ValueError("the model carries a sparsifier already; finalize that one, or build the model anew")
+        if not isinstance(mask_every, int) or mask_every < 1:
+            raise ValueError(f"mask_every is a number of steps, 1 or more, not {mask_every!r}")
+        if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
+            raise ValueError(f"total_steps is the number of optimizer steps of the run, 1 or more, not {total_steps!r}")
+        self.model = model
+        self.recipe = recipe_by_name(recipe) if isinstance(recipe, str) else recipe
+        self.total_steps = total_steps
+        self.mask_every = mask_every
+        self.remainder: Remainder = remainder
+        self.coverage = resolve(model, targets, remainder)
+        self.slots: tuple[Slot, ...] = self.coverage.slots
+        stages = self._check()
+        gradients = {stage.pruned_gradient for stage in stages}
+        gradient = gradients.pop() if len(gradients) == 1 else "mixed"
+        self._fixes_masks = any(stage.mask != "fresh" for stage in stages)
+        self.current_step = 0
+        self._progress = Progress(self._stages(0), carries_masks=mask_every > 1 and not self._fixes_masks)
+        by_name: dict[str, list[tuple[int, Slot]]] = {}
+        for index, slot in enumerate(self.slots):
+            by_name.setdefault(slot.name, []).append((index, slot))
+        self._effective = {
+            name: EffectiveWeight(slots, self._progress, remainder, gradient) for name, slots in by_name.items()
+        }
+        attach(model, self._effective)
+        self._calibrated = not self.recipe.needs_gradients
+        self._advance(0)
+
+    # -- the run -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def edit_gradients(self) -> None:
+        """Add SR-STE's term to the gradients; nothing for other recipes.
+
+            dL/dW += λ·(1 - Φ)⊙W
+
+        Once an optimizer step, after unscaling and before clipping, so that λ means the same under any loss scale
+        and any number of micro-batches. Parameters without a gradient are passed over. Source: Zhou et al. 2021.
+        """
+        for name, effective in self._effective.items():
+            strength = max(self._progress.stages[index].sr_ste for index, _ in effective.slots)
+            weight = self._dense_weight(name)
+            if strength and weight.grad is not None:
+                weight.grad.add_(torch.where(effective.mask, 0, weight).to(weight.grad.dtype), alpha=strength)
+
+    def step(self, n: int | None = None) -> None:
+        """Move on by one optimizer step, or to `n` steps done, and derive masks and W~ from the new weights.
+
+        Call it after every `optimizer.step()`; a loop that owns the count (fp16 loss scaling may skip steps) passes
+        it. `total_steps` calls are legal. Raises `ValueError` beyond the end or backwards.
+        """
+        step = self.current_step + 1 if n is None else n
+        if isinstance(step, bool) or not isinstance(step, int):
+            raise TypeError(f"n is a number of optimizer steps, not {n!r}")
+        if step > self.total_steps:
+            raise ValueError(
+                f"step {step} lies beyond the end: this run was planned for total_steps={self.total_steps}; "
+                "finalize it, or plan a longer one"
+            )
+        if step < self.current_step:
+            raise ValueError(f"step {step} lies before step {self.current_step}; load_state_dict rewinds a run")
+        if not self._calibrated:
+            raise RuntimeError(f'recipe "{self.recipe.name}" scores weights by gradients: call calibrate first')
+        self._advance(step)
+
+    def calibrate(self, loss_fn: Callable[[nn.Module, Any], Tensor], batches: Iterable[Any]) -> None:
+        """Fix the masks of a recipe that scores by gradients: s = abs(g ⊙ W), g summed over the batches.
+
+        `loss_fn(model, batch)` returns a scalar. Gradients of the model are cleared. Source: Lee et al. 2019 (SNIP),
+        applied block by block. Raises `ValueError` for other recipes, for no batches, and where g is NaN or inf.
+        """
+        if not self.recipe.needs_gradients:
+            raise ValueError(f'recipe "{self.recipe.name}" takes its masks from the weights; only snip is calibrated')
+        if self._calibrated:
+            raise ValueError("the masks are fixed already; a run is calibrated once")
+        self.model.zero_grad(set_to_none=True)
+        count = 0
+        for batch in batches:
+            loss_fn(self.model, batch).backward()  # type: ignore[no-untyped-call]
+            count += 1
+        masks: dict[int, Tensor] = {}
+        problems = [] if count else ["no batches to calibrate on"]
+        for index, slot in enumerate(self.slots):
+            weight = self._dense_weight(slot.name)
+            if weight.grad is None or not bool(torch.isfinite(weight.grad).all()):
+                problems.append(f"{slot.label}: its gradient is {'missing' if weight.grad is None else 'NaN or inf'}")
+                continue
+            scores = to_rows((weight.grad * weight).detach().abs(), slot.layout)[slice(*slot.row_range)]
+            masks[index] = rows_mask(scores, slot.pattern, self._mask_remainder)
+        self.model.zero_grad(set_to_none=True)
+        if problems:
+            raise ValueError("\n".join(problems))
+        self._progress.fixed.update(masks)
+        self._calibrated = True
+        self._advance(self.current_step)
+
+    def _advance(self, step: int) -> None:
+        """Put every slot in its stage of `step` and derive W~ once."""
+        before = self._progress.stages
+        self._progress.stages = self._stages(step)
+        self._progress.serial += 1
+        self.current_step = step
+        for index, stage in enumerate(self._progress.stages):
+            if stage.mask == "inherit" and (index not in self._progress.fixed or before[index].pattern != stage.pattern):
+                self._inherit(index, stage)
+        changed = any(a.pattern != b.pattern for a, b in zip(before, self._progress.stages, strict=True))
+        for name, effective in self._effective.items():
+            effective.derive(self._dense_weight(name), new_masks=changed or step % self.mask_every == 0)
+
+    def _inherit(self, index: int, stage: Stage) -> None:
+        """IDP: the top N among the survivors of the stage before; pruned entries score below every weight."""
+        slot, survivors = self.slots[index], self._progress.fixed.get(index)
+        if stage.pattern.is_dense:
+            return
+        scores = self._rows(slot).detach().abs()
+        if survivors is not None:
+            scores = torch.where(survivors, scores, -1.0)
+        self._progress.fixed[index] = rows_mask(scores, stage.pattern, self._mask_remainder)
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    def dense_weight(self, name: str) -> nn.Parameter:
+        """The dense W of a sparse parameter, to write to or to read its gradient from."""
+        if name not in self._effective:
+            raise KeyError(f"{name} is not sparse here; the sparse ones are {', '.join(self._effective)}")
+        return self._dense_weight(name)
+
+    def report(self) -> SparsityReport:
+        """Per slot: pattern now, target, density of W~, decay D(j), phase, mask flips of the last step."""
+        return SparsityReport(self.current_step, self.total_steps, tuple(self._slot_reports()))
+
+    def _slot_reports(self) -> Iterable[SlotReport]:
+        for index, slot in enumerate(self.slots):
+            stage, effective = self._progress.stages[index], self._effective[slot.name]
+            rows = to_rows(effective.effective, slot.layout)[slice(*slot.row_range)]
+            flips = effective.flips.get(index)
+            yield SlotReport(
+                slot.label,
+                str(stage.pattern),
+                str(slot.pattern),
+                float(rows.count_nonzero()) / max(rows.numel(), 1),
+                stage.decay,
+                stage.phase,
+                0 if flips is None else int(flips),
+                rows.numel(),
+            )
+
+    # -- saving --------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run is: integers and names, and the bits of masks that do not follow from the weights.
+
+        Save it beside the model's own state dict; `load_state_dict` of both, in any order, resumes to the same bits.
+        Masks are uint8 tensors, eight entries a byte, keyed by slot label.
+        """
+        masks = {
+            slot.label: _pack_bits(self._kept_mask(index))
+            for index, slot in enumerate(self.slots)
+            if self._progress.carries_masks or index in self._progress.fixed
+        }
+        return {**self._identity(), "step": self.current_step, "calibrated": self._calibrated, "masks": masks}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken. Raises `ValueError` naming what differs, before any change."""
+        mine = self._identity()
+        missing = [key for key in (*mine, "step", "calibrated", "masks") if key not in state]
+        if missing:
+            raise ValueError(f"not a sparsifier's state: it lacks {', '.join(missing)}")
+        problems = [
+            f"{key}: the state has {state[key]!r}, this run {value!r}"
+            for key, value in mine.items()
+            if state[key] != value
+        ]
+        step, masks = state["step"], dict(state["masks"])
+        if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= self.total_steps:
+            problems.append(f"step: {step!r} does not lie in 0..{self.total_steps}")
+        labels = {slot.label: slot for slot in self.slots}
+        for label, bits in masks.items():
+            size = self._rows(labels[label]).numel() if label in labels else -1
+            if size < 0:
+                problems.append(f"mask of {label}: no such slot")
+            elif not isinstance(bits, Tensor) or bits.dtype != torch.uint8 or bits.shape != (-(-size // 8),):
+                problems.append(f"mask of {label}: expected {-(-size // 8)} bytes")
+        if not problems:
+            stages = self._stages(step)
+            problems += [
+                f"mask of {slot.label}: missing"
+                for slot, stage in zip(self.slots, stages, strict=True)
+                if slot.label not in masks and self._needs_mask(stage, bool(state["calibrated"]))
+            ]
+        if problems:
+            raise ValueError("this state belongs to another run:\n" + "\n".join(problems))
+        unpacked = {
+            index: _unpack_bits(masks[slot.label], self._rows(slot))
+            for index, slot in enumerate(self.slots)
+            if slot.label in masks
+        }
+        self._calibrated = bool(state["calibrated"])
+        self._progress.stages = stages
+        self._progress.serial += 1
+        self._progress.fixed = {} if self._progress.carries_masks else unpacked
+        self.current_step = step
+        for name, effective in self._effective.items():
+            if self._progress.carries_masks:
+                for index, slot in effective.slots:
+                    _write_rows(effective.mask, slot, unpacked[index])
+            effective.derive(self._dense_weight(name), new_masks=not self._progress.carries_masks)
+
+    def _needs_mask(self, stage: Stage, calibrated: bool) -> bool:
+        """True where the weights alone do not say what the mask is."""
+        if self._progress.carries_masks:
+            return True
+        return stage.mask != "fresh" and not stage.pattern.is_dense and calibrated
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "format": 1,
+            "recipe": self.recipe.to_dict(),
+            "total_steps": self.total_steps,
+            "remainder": self.remainder,
+            "mask_every": self.mask_every,
+            "slots": slots_to_json(self.slots),
+        }
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def finalize(self, model: nn.Module | None = None) -> SparsityReport:
+        """Write the mask into the weights, give the modules their own classes back, and check every block.
+
+            W <- W ⊙ Φ,    Φ of the target pattern
+
+        The model is an ordinary one afterwards, with its slots noted for `compress` and `verify`. `model` may be a
+        deep copy of the sparsified model (an average of weights) to be finalized in its place; then this run goes
+        on. Before the end of the recipe the mask is cut to the target at once, and the report says `early`.
+        Raises `ValueError` for NaN or inf weights, by name, before anything is changed.
+        """
+        model = self.model if model is None else model
+        weights = attached_weights(model)
+        if len(weights) != len(self._effective):
+            raise ValueError("this model carries no sparse weights of this run; finalize works once")
+        if not self._calibrated:
+            raise RuntimeError(f'recipe "{self.recipe.name}" scores weights by gradients: call calibrate first')
+        problems = _not_finite({name: weight for name, (weight, _) in weights.items()})
+        if problems:
+            raise ValueError("\n".join(problems))
+        slots: list[Slot] = []
+        for name, (weight, effective) in weights.items():
+            for index, slot in effective.slots:
+                slot = replace(slot, name=name)
+                final = self.recipe.at(self.total_steps, self.total_steps, slot.pattern, slot.axis).pattern
+                if final.is_dense:  # the recipe "dense", the baseline
+                    continue
+                rows = to_rows(weight.detach(), slot.layout)[slice(*slot.row_range)]
+                pruned = torch.where(self._final_mask(index, rows, effective), rows, 0)
+                if bool((block_counts(pruned, final) > final.n).any()):
+                    raise RuntimeError(f"{slot.label}: the final mask is not {final}; this is a defect of nmflow")
+                _write_rows(weight.detach(), slot, pruned)
+                slots.append(slot)
+        detach(model)
+        record(model, slots)
+        reports = tuple(_finalized(model, slot) for slot in slots)
+        return SparsityReport(self.current_step, self.total_steps, reports, finalized=True)
+
+    def _final_mask(self, index: int, rows: Tensor, effective: EffectiveWeight) -> Tensor:
+        """Φ of the target: the one in force where the recipe has arrived, else cut from what has survived."""
+        slot, fixed = self.slots[index], self._progress.fixed.get(index)
+        if self._progress.stages[index].pattern == slot.pattern:
+            if fixed is not None:
+                return fixed.to(rows.device)
+            if self._progress.carries_masks and not effective.is_copy:
+                return to_rows(effective.mask, slot.layout)[slice(*slot.row_range)]
+        scores = rows.abs() if fixed is None else torch.where(fixed.to(rows.device), rows.abs(), -1.0)
+        return rows_mask(scores, slot.pattern, self._mask_remainder)
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _stages(self, step: int) -> list[Stage]:
+        """The stage of every slot; slots of one pattern and axis share the work."""
+        cache: dict[tuple[Pattern, int], Stage] = {}
+        for slot in self.slots:
+            key = (slot.pattern, slot.axis)
+            if key not in cache:
+                cache[key] = self.recipe.at(step, self.total_steps, slot.pattern, slot.axis)
+        return [cache[slot.pattern, slot.axis] for slot in self.slots]
+
+    def _check(self) -> set[Stage]:
+        """Refuse what cannot run, all problems at once; return the first stage of every segment of the plan."""
+        problems = _not_finite({slot.name: self.model.get_parameter(slot.name) for slot in self.slots})
+        if not self.slots:
+            reasons = "; ".join(f"{label}: {reason}" for label, reason in self.coverage.dense.items())
+            problems.append(f"no weight is left to make sparse: {reasons}")
+        planned: dict[tuple[Pattern, int], list[Stage]] = {}
+        for slot in self.slots:
+            key = (slot.pattern, slot.axis)
+            if key not in planned:
+                try:
+                    segments = plan(self.recipe, self.total_steps, slot.pattern, slot.axis)
+                except ValueError as error:
+                    problems.append(f"{slot.label}: {error}")
+                    segments = []
+                planned[key] = [segment.first for segment in segments]
+            for stage in planned[key]:
+                if self.remainder != "partial" and slot.axis % slot.pattern.m == 0:
+                    problems += [axis_problem(slot, p) for p in (stage.pattern, stage.outer) if slot.axis % p.m]
+        if problems:
+            raise ValueError("\n".join(dict.fromkeys(problems)))
+        return {stage for stages in planned.values() for stage in stages}
+
+    def _dense_weight(self, name: str) -> nn.Parameter:
+        module = self.model.get_submodule(name.rpartition(".")[0])
+        parameter = module._parameters[name.rpartition(".")[2]]
+        assert parameter is not None
+        return parameter
+
+    def _rows(self, slot: Slot) -> Tensor:
+        return to_rows(self._dense_weight(slot.name), slot.layout)[slice(*slot.row_range)]
+
+    def _kept_mask(self, index: int) -> Tensor:
+        slot, fixed = self.slots[index], self._progress.fixed.get(index)
+        if fixed is not None:
+            return fixed
+        return to_rows(self._effective[slot.name].mask, slot.layout)[slice(*slot.row_range)]
+
+    @property
+    def _mask_remainder(self) -> Remainder:
+        return "partial" if self.remainder == "partial" else "error"
+
+
+def _not_finite(weights: Mapping[str, Tensor]) -> list[str]:
+    return [
+        f"{name}: {int((~torch.isfinite(weight)).sum())} of its weights are NaN or inf"
+        for name, weight in weights.items()
+        if not bool(torch.isfinite(weight.detach()).all())
+    ]
+
+
+def _finalized(model: nn.Module, slot: Slot) -> SlotReport:
+    rows = to_rows(model.get_parameter(slot.name).detach(), slot.layout)[slice(*slot.row_range)]
+    density = float(rows.count_nonzero()) / max(rows.numel(), 1)
+    return SlotReport(slot.label, str(slot.pattern), str(slot.pattern), density, 0.0, "fine-tune", 0, rows.numel())
+
+
+def _write_rows(tensor: Tensor, slot: Slot, values_RK: Tensor) -> None:
+    """Write rows [R, K] of a slot into a tensor that lies in its layout."""
+    rows = to_rows(tensor, slot.layout)
+    rows[slice(*slot.row_range)] = values_RK
+    if slot.layout == "conv":
+        tensor.copy_(from_rows(rows, tuple(tensor.shape), slot.layout))
+
+
+def _pack_bits(mask: Tensor) -> Tensor:
+    """Bool tensor of any shape -> uint8 [ceil(size / 8)], the first entry in the lowest bit."""
+    flat = mask.reshape(-1).to(torch.uint8)
+    flat = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).reshape(-1, 8)
+    weights = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8, device=mask.device)
+    return (flat * weights).sum(dim=1, dtype=torch.uint8)
+
+
+def _unpack_bits(packed: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `_pack_bits`, with shape and device of `like`."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=like.device)
+    bits = (packed.to(like.device).unsqueeze(1) >> shifts) & 1
+    return bits.reshape(-1)[: like.numel()].reshape(like.shape).bool()

@@ -1,0 +1,142 @@
+"""What a pattern string may say, and what a pattern answers, against hand-written tables and counts."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nmflow import Pattern
+
+patterns = st.integers(1, 300).flatmap(lambda m: st.tuples(st.integers(1, m), st.just(m)))
+
+
+@pytest.mark.parametrize(
+    ("text", "n", "m"),
+    [
+        ("1:16", 1, 16),
+        ("2:4", 2, 4),
+        ("16:16", 16, 16),
+        ("3:7", 3, 7),
+        (" 1 : 128 ", 1, 128),
+        ("01:016", 1, 16),
+        ("dense", 1, 1),
+        (" Dense ", 1, 1),
+        ("1:1", 1, 1),
+    ],
+)
+def test_a_string_is_read(text: str, n: int, m: int) -> None:
+    pattern = Pattern.parse(text)
+    assert (pattern.n, pattern.m) == (n, m)
+    assert pattern == Pattern(n, m)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("16:1", 'did you mean "1:16"'),
+        ("0:4", "1 <= N <= M"),
+        ("1:0", "1 <= N <= M"),
+        ("0:0", "1 <= N <= M"),
+        ("a:b", 'such as "1:16", or "dense"'),
+        ("", 'such as "1:16", or "dense"'),
+        ("1:", 'such as "1:16", or "dense"'),
+        (":4", 'such as "1:16", or "dense"'),
+        ("1:4:8", 'such as "1:16", or "dense"'),
+        ("-1:4", 'such as "1:16", or "dense"'),
+        ("1.0:4", 'such as "1:16", or "dense"'),
+        ("1/4", 'such as "1:16", or "dense"'),
+        ("1:16 2:4", 'such as "1:16", or "dense"'),
+    ],
+)
+def test_a_wrong_string_is_refused_with_the_way_out(text: str, hint: str) -> None:
+    with pytest.raises(ValueError, match="pattern") as error:
+        Pattern.parse(text)
+    assert f'"{text}"' in str(error.value)
+    assert hint in str(error.value)
+
+
+def test_no_swap_is_proposed_that_is_wrong_too() -> None:
+    with pytest.raises(ValueError, match="1 <= N <= M") as error:
+        Pattern(1, 0)
+    assert "did you mean" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [16, 1.5, None, (1, 16), b"1:16"])
+def test_only_strings_and_patterns_are_read(value: object) -> None:
+    with pytest.raises(TypeError, match="1:16"):
+        Pattern.parse(value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("n", "m"), [(1.0, 4), (1, 4.0), ("1", 4), (True, 4), (1, True), (None, 4)])
+def test_a_pattern_takes_whole_numbers_only(n: object, m: object) -> None:
+    with pytest.raises(TypeError, match="two whole numbers"):
+        Pattern(n, m)  # type: ignore[arg-type]
+
+
+@given(patterns)
+def test_the_string_gives_the_pattern_back(nm: tuple[int, int]) -> None:
+    pattern = Pattern(*nm)
+    assert Pattern.parse(str(pattern)) == pattern
+    assert Pattern.parse(pattern) is pattern
+
+
+@given(patterns, st.integers(0, 700))
+def test_kept_counts_the_survivors_of_every_block(nm: tuple[int, int], axis: int) -> None:
+    n, m = nm
+    kept = 0
+    for start in range(0, axis, m):
+        kept += min(n, min(m, axis - start))
+    assert Pattern(n, m).kept(axis) == kept
+
+
+@given(patterns)
+def test_density_and_sparsity_are_parts_of_one(nm: tuple[int, int]) -> None:
+    n, m = nm
+    pattern = Pattern(n, m)
+    assert pattern.density == n / m
+    assert pattern.sparsity == pytest.approx((m - n) / m)
+    assert pattern.is_dense == (n == m)
+
+
+def test_dense_keeps_everything() -> None:
+    dense = Pattern.dense()
+    assert (str(dense), dense.density, dense.sparsity, dense.kept(7)) == ("dense", 1.0, 0.0, 7)
+    assert dense.is_dense
+
+
+def test_patterns_are_ordered_by_density_then_by_m() -> None:
+    ladder = ["1:128", "1:32", "1:16", "1:8", "2:16", "1:4", "2:8", "1:3", "2:4", "7:8", "dense", "4:4"]
+    parsed = [Pattern.parse(text) for text in ladder]
+    backwards = parsed[::-1]
+    assert sorted(backwards) == parsed
+    assert min(parsed) is parsed[0]
+    for i, low in enumerate(parsed):
+        for j, high in enumerate(parsed):
+            assert (low < high) == (i < j)
+            assert (low <= high) == (i <= j)
+            assert (low == high) == (i == j)
+
+
+@given(patterns, patterns)
+def test_the_order_is_exact_where_floats_would_round(a: tuple[int, int], b: tuple[int, int]) -> None:
+    expected = (a[0] * b[1], a[1]) < (b[0] * a[1], b[1])          # n/m compared by cross multiplication
+    assert (Pattern(*a) < Pattern(*b)) == expected
+
+
+def test_a_pattern_compares_to_patterns_only() -> None:
+    assert Pattern(1, 4) != "1:4"
+    with pytest.raises(TypeError):
+        assert Pattern(1, 4) < "1:8"  # type: ignore[operator]
+
+
+def test_a_pattern_is_a_value() -> None:
+    pattern = Pattern(1, 4)
+    with pytest.raises(AttributeError):
+        pattern.n = 2  # type: ignore[misc]
+    assert {pattern: "x"}[Pattern(1, 4)] == "x"
+    assert copy.deepcopy(pattern) == pickle.loads(pickle.dumps(pattern)) == pattern
+    assert Pattern(1, 4) != Pattern(2, 8)                         # one density, two patterns
