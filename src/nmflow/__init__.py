@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from nmflow.attach import refresh
     from nmflow.masks import is_nm, nm_mask
     from nmflow.pattern import Pattern
-    from nmflow.schedules import Stage, recipe, recipes, sequence
     from nmflow.runtime import CompressedNM, compress, decompress, load_compressed, save_compressed, verify
+    from nmflow.schedules import Stage, recipe, recipes, sequence
     from nmflow.sparsifier import Sparsifier
 
 __version__ = "0.1.0"

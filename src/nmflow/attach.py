@@ -11,7 +11,7 @@ DDP has nothing to broadcast, and an average of models averages only W.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -35,7 +35,7 @@ class Progress:
     def __init__(self, stages: Sequence[Stage], carries_masks: bool = False) -> None:
         self.stages = list(stages)
         self.serial = 0  # changes with every step, so that copies notice
-        self.carries_masks = carries_masks  # masks outlive a step (mask_every > 1): a change of W alone takes no new one
+        self.carries_masks = carries_masks  # mask_every > 1: a change of W alone takes no new mask
         self.fixed: dict[int, Tensor] = {}  # slot -> mask that does not follow from W (frozen, inherited)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Progress:
@@ -125,9 +125,11 @@ class EffectiveWeight:
                 if coefficient is not None:
                     coefficient[rows] = _gradient_coefficient(stage, mask[rows], self._outer(stage, w[rows]))
             if layout == "conv":  # its rows may be a copy, not a view
-                for buffer, rows_RK in ((self.mask, mask), (self.effective, effective), (self.coefficient, coefficient)):
-                    if buffer is not None and rows_RK is not None:
-                        buffer.copy_(from_rows(rows_RK, tuple(buffer.shape), layout))
+                shape = tuple(weight.shape)
+                self.mask.copy_(from_rows(mask, shape, layout))
+                self.effective.copy_(from_rows(effective, shape, layout))
+                if coefficient is not None and self.coefficient is not None:
+                    self.coefficient.copy_(from_rows(coefficient, shape, layout))
         self._seen = _Seen(weight, _version(weight), self.progress.serial, self.effective._version)
 
     def _derive_rows(
@@ -275,7 +277,7 @@ def _reader(name: str) -> property:
     return property(read, doc=f"The effective weight W~ of `{name}`; the dense W is the parameter of that name.")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _derived_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
     """One class per (class, names), so that equal modules share compiled code. It holds no state."""
     return type(f"NM{base.__name__}", (_Attached, base), {name: _reader(name) for name in names})

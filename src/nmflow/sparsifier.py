@@ -196,7 +196,8 @@ class Sparsifier:
         self._progress.serial += 1
         self.current_step = step
         for index, stage in enumerate(self._progress.stages):
-            if stage.mask == "inherit" and (index not in self._progress.fixed or before[index].pattern != stage.pattern):
+            entered = index not in self._progress.fixed or before[index].pattern != stage.pattern
+            if stage.mask == "inherit" and entered:
                 self._inherit(index, stage)
         changed = any(a.pattern != b.pattern for a, b in zip(before, self._progress.stages, strict=True))
         for name, effective in self._effective.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from bisect import bisect_right
 from dataclasses import dataclass
 
@@ -15,19 +14,23 @@ from nmflow.schedules.stage import Phase
 class Window:
     """The resolved steps of a run of T steps: dense [0, d), decay [d, e), fine-tune [e, T].
 
-    `patterns[i]` is the pattern of Φ from step `starts[i]` on, dense before the first. Source: spec, section 4.
+    `patterns[i]` is the pattern of Φ from step `starts[i]` on, and starts[0] = d. Source: spec, section 4.
 
-    >>> window = Window(d=1, e=7, starts=(1, 3, 5), patterns=spread("3:4", "2:4", "1:4"))
-    >>> [str(window.pattern_at(step)) for step in (0, 1, 2, 3, 5, 7)]
-    ['dense', '3:4', '3:4', '2:4', '1:4', '1:4']
-    >>> window.phase_at(0), window.phase_at(6), window.phase_at(7)
-    ('dense', 'decay', 'fine-tune')
+    >>> window = Window((2, 5), 8, (Pattern(2, 4), Pattern(1, 4)))
+    >>> [str(window.pattern_at(step)) for step in (1, 2, 4, 5, 9)]
+    ['dense', '2:4', '2:4', '1:4', '1:4']
+    >>> [window.phase_at(step) for step in (1, 2, 7, 8)]
+    ['dense', 'decay', 'decay', 'fine-tune']
     """
 
-    d: int
-    e: int
     starts: tuple[int, ...]
+    e: int
     patterns: tuple[Pattern, ...]
+
+    @property
+    def d(self) -> int:
+        """First step after the dense phase."""
+        return self.starts[0]
 
     def phase_at(self, step: int) -> Phase:
         """The phase of this step."""
@@ -41,20 +44,15 @@ class Window:
         return self.patterns[number] if number >= 0 else Pattern.dense()
 
 
-def spread(*patterns: Pattern | str) -> tuple[Pattern, ...]:
-    """Patterns, parsed, as a tuple."""
-    return tuple(Pattern.parse(pattern) for pattern in patterns)
-
-
 def equal_starts(d: int, e: int, num_patterns: int) -> tuple[int, ...]:
     """First steps of S patterns in equal intervals of [d, e): pattern p = ⌊j·S/(e - d)⌋, j = step - d.
 
-    p is reached at the smallest whole j with j·S >= p·(e - d), in whole numbers, hence exact for any T.
+    Pattern p begins at the smallest whole j with j·S >= p·(e - d), found in whole numbers: exact for any T.
 
     >>> equal_starts(0, 10, 3)
     (0, 4, 7)
     """
-    return tuple(d - (-number * (e - d) // num_patterns) for number in range(num_patterns))
+    return tuple(d - (-p * (e - d) // num_patterns) for p in range(num_patterns))
 
 
 def step_of(fraction: float, total_steps: int) -> int:
@@ -64,13 +62,3 @@ def step_of(fraction: float, total_steps: int) -> int:
     (50, 1, 0)
     """
     return math.floor(fraction * total_steps + 0.5)
-
-
-def whole(value: object, name: str, least: int) -> int:
-    """`value` as an int of at least `least`; anything that is not a whole number raises `TypeError`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} is a whole number, not {value!r}")
-    number = operator.index(value)
-    if number < least:
-        raise ValueError(f"{name}={number}: at least {least}")
-    return number

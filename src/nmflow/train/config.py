@@ -84,6 +84,7 @@ def _plain(value: Any) -> Any:
 
 PatternText = Annotated[str, BeforeValidator(_pattern_text)]
 RecipeValue = Annotated[Any, BeforeValidator(_recipe_value)]
+Patterns = Annotated[tuple[PatternText, ...], BeforeValidator(_items), Field(min_length=1)]
 
 
 def build_recipe(value: str | dict[str, Any] | list[Any]) -> Recipe:
@@ -114,6 +115,25 @@ class _Settings(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+def _data_mapping(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    name, colon, path = value.partition(":")
+    return {"name": name, "path": path} if colon else {"name": name}
+
+
+def _model_mapping(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+_DATA_USERS: dict[str, tuple[str, ...]] = {
+    "path": ("cifar10", "images", "text"),
+    "image_size": ("images",),
+    "augment": ("digits", "cifar10", "images"),
+    "context": ("text",),
+}
+
+
 class DataConfig(_Settings):
     """Which data; as one string `name` or `name:path`."""
 
@@ -138,21 +158,13 @@ class DataConfig(_Settings):
         if self.name != "digits" and self.path is None:
             raise ValueError(f"{self.name} needs a path: data={self.name}:PATH")
         foreign = [
-            f"{name} is of no use to {self.name} (only to {' and '.join(users)}); leave it out"
+            f"{name} is of no use to {self.name} (it is for {', '.join(users)}); leave it out"
             for name, users in _DATA_USERS.items()
             if getattr(self, name) is not None and self.name not in users
         ]
         if foreign:
             raise ValueError("; ".join(foreign))
         return self
-
-
-_DATA_USERS: dict[str, tuple[str, ...]] = {
-    "path": ("cifar10", "images", "text"),
-    "image_size": ("images",),
-    "augment": ("digits", "cifar10", "images"),
-    "context": ("text",),
-}
 
 
 class ModelConfig(_Settings):
@@ -183,7 +195,7 @@ class ModelConfig(_Settings):
     def _known(cls, name: str) -> str:
         if name in MODELS or (name.startswith("timm:") and name != "timm:"):
             return name
-        raise ValueError(f'no model "{name}"{nearest(name, MODELS)}; there are {", ".join(MODELS)} and timm:NAME')
+        raise ValueError(f'no model "{name}" ({", ".join(MODELS)} or timm:NAME){nearest(name, MODELS)}')
 
 
 class OptimConfig(_Settings):
@@ -300,7 +312,7 @@ class CompareConfig(RunConfig):
         "dense", "sr-ste", "mdgf-exponential", "sdgf-stepwise",
     )
     """Recipes to compare: names, mappings or lists of parts."""
-    pattern: Annotated[tuple[PatternText, ...], BeforeValidator(_items), Field(min_length=1)] | None = ("1:16",)
+    pattern: Patterns | None = ("1:16",)
     """Patterns N:M (N kept) of the feed-forward layers; in place of `targets`."""
     targets: dict[str, PatternText | None] | None = Field(default=None, validate_default=True)
     """Patterns by role or name, one set for all runs; null keeps a layer dense."""
@@ -373,17 +385,6 @@ def _load(kind: type[_Config], path: str | Path | None, overrides: Sequence[str]
         head = f"{len(problems)} problems in the configuration:\n  " if len(problems) > 1 else ""
         raise ValueError(head + "\n  ".join(problems))
     return config
-
-
-def _data_mapping(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    name, colon, path = value.partition(":")
-    return {"name": name, "path": path} if colon else {"name": name}
-
-
-def _model_mapping(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
 
 
 def _recipe_mapping(value: Any) -> Any:

@@ -51,7 +51,8 @@ def known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean "..."?` or nothing; a key's last part alone is enough (lr for optim.lr).
 
-    >>> nearest("lr", ["optim.lr", "steps"]), nearest("optm.lr", ["optim.lr", "steps"]), nearest("x", ["steps"])
+    >>> keys = ["optim.lr", "steps"]
+    >>> nearest("lr", keys), nearest("optm.lr", keys), nearest("x", keys)
     ('; did you mean "optim.lr"?', '; did you mean "optim.lr"?', '')
     """
     known = list(known)
@@ -59,7 +60,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     by_last = {key.rpartition(".")[2]: key for key in reversed(known)}
     if last in by_last:
         return f'; did you mean "{by_last[last]}"?'
-    close = difflib.get_close_matches(word, known, n=1)
+    close = difflib.get_close_matches(word, [key for key in known if not word.startswith(f"{key}.")], n=1)
     close = close or [by_last[leaf] for leaf in difflib.get_close_matches(last, by_last, n=1)]
     return f'; did you mean "{close[0]}"?' if close else ""
 

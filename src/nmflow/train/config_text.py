@@ -29,9 +29,10 @@ class Source:
 
     def origin(self, key: tuple[str, ...]) -> str:
         """Where the value of a key stands: ` (argument "a=b")`, ` (run.yaml)`, or nothing for a default."""
-        for length in range(len(key), 0, -1):
-            if key[:length] in self.arguments:
-                return f' (argument "{self.arguments[key[:length]]}")'
+        whole = [self.arguments[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self.arguments]
+        parts = [text for part, text in self.arguments.items() if part[: len(key)] == key]
+        for text in whole + parts:
+            return f' (argument "{text}")'
         return f" ({self.file})" if self.file else ""
 
 
@@ -41,7 +42,7 @@ def read_source(
     shorthand: Mapping[str, Callable[[Any], Any]],
     whole_keys: frozenset[str],
 ) -> Source:
-    """Read a file and then the arguments over it; a problem is noted, not raised, so that all are told at once.
+    """Read a file, then the arguments over it; problems are noted, not raised, so that all are told at once.
 
     `shorthand` gives, for a key that may be a string, the mapping it stands for: `data.augment=true` refines
     what `data=cifar10:PATH` said. Below `whole_keys` the rest of a key is one name, dots and all.
@@ -66,18 +67,22 @@ def parse_value(text: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise ValueError(f"{error.problem}{place}") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())) from error
 
 
 def dump_values(values: Mapping[str, Any]) -> str:
-    """YAML text that `parse_value` reads back to equal values, and that every YAML reader takes the same way."""
+    """YAML text that `parse_value` reads back to equal values; YAML 1.1 readers find the same text in it."""
     return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def _read_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; a configuration is a YAML file, settings are key=value")
+        raise FileNotFoundError(f"{path}: no such file; give a YAML file, or settings as key=value")
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path}: {path.stat().st_size:,} bytes; a configuration has at most {MAX_BYTES:,}")
     try:
@@ -127,9 +132,8 @@ def _apply(
             inner = {}
         if not isinstance(inner, dict):
             whole = ".".join(key[:depth])
-            source.problems.append(
-                f'{".".join(key)}: {whole} is {inner!r} and has no parts; give {whole} whole (argument "{text}")'
-            )
+            problem = f"{'.'.join(key)}: {whole} is {inner!r} and has no parts; give {whole} whole"
+            source.problems.append(f'{problem} (argument "{text}")')
             return
         place[part] = dict(inner)
         place = place[part]
@@ -146,14 +150,19 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012  PyYAML's own table, replaced
 
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "no aliases here: write the value out", mark)
+        return super().compose_node(parent, index)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str | int | float | None):
-                raise yaml.constructor.ConstructorError(None, None, "a key is a single word", key_node.start_mark)
-            if key in seen:
-                problem = f'the key "{key}" stands twice'
+            plain = isinstance(key, str | int | float | None)
+            if not plain or key in seen:
+                problem = f'the key "{key}" stands twice' if plain else f"{key!r} cannot be a key"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)

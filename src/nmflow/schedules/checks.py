@@ -1,0 +1,37 @@
+"""What counts as a step, a number or a falling density: the checks that every recipe shares."""
+
+from __future__ import annotations
+
+import math
+import operator
+from fractions import Fraction
+
+from nmflow.pattern import Pattern
+
+
+def whole(value: object, name: str, least: int) -> int:
+    """`value` as an int; `TypeError` where it is no whole number, `ValueError` where it is below `least`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} is a whole number, not {value!r}")
+    number = operator.index(value)
+    if number < least:
+        raise ValueError(f"{name}={number}: at least {least}")
+    return number
+
+
+def step_in_run(step: object, total_steps: int) -> int:
+    """`step` as an int in 0 ... T; raises as `whole` does."""
+    number = whole(step, "step", least=0)
+    if number > total_steps:
+        raise ValueError(f"step={number} lies beyond total_steps={total_steps}")
+    return number
+
+
+def is_number(value: object) -> bool:
+    """True for a finite int or float; a bool is no number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def denser(one: Pattern, two: Pattern) -> bool:
+    """True where `one` keeps a larger part than `two`, in exact arithmetic."""
+    return Fraction(one.n, one.m) > Fraction(two.n, two.m)
