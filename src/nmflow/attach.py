@@ -11,7 +11,6 @@ DDP has nothing to broadcast, and an average of models averages only W.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -115,7 +114,8 @@ class EffectiveWeight:
             new_masks = self._allocate(weight) or new_masks
             layout = self.slots[0][1].layout
             w, mask, effective = (to_rows(t, layout) for t in (weight.detach(), self.mask, self.effective))
-            coefficient = to_rows(self.coefficient, layout) if self._has_own_coefficient() else None
+            own = self._own_coefficient()
+            coefficient = None if own is None else to_rows(own, layout)
             if sum(stop - start for start, stop in (slot.row_range for _, slot in self.slots)) < w.shape[0]:
                 effective.copy_(w)
             for index, slot in self.slots:
@@ -128,8 +128,8 @@ class EffectiveWeight:
                 shape = tuple(weight.shape)
                 self.mask.copy_(from_rows(mask, shape, layout))
                 self.effective.copy_(from_rows(effective, shape, layout))
-                if coefficient is not None and self.coefficient is not None:
-                    self.coefficient.copy_(from_rows(coefficient, shape, layout))
+                if own is not None and coefficient is not None:
+                    own.copy_(from_rows(coefficient, shape, layout))
         self._seen = _Seen(weight, _version(weight), self.progress.serial, self.effective._version)
 
     def _derive_rows(
@@ -172,8 +172,8 @@ class EffectiveWeight:
             self.coefficient = torch.ones_like(weight)
         return not moved
 
-    def _has_own_coefficient(self) -> bool:
-        return self.coefficient is not None and self.coefficient is not self.mask
+    def _own_coefficient(self) -> Tensor | None:
+        return None if self.coefficient is self.mask else self.coefficient
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_seen": None}  # a copy or pickle looks at its own weight before it trusts W~
@@ -184,7 +184,8 @@ class EffectiveWeight:
         copy.__dict__.update(self.__getstate__(), is_copy=True, flips=dict(self.flips))
         copy.mask, copy.effective = self.mask.clone(), self.effective.clone()
         if self.coefficient is not None:
-            copy.coefficient = self.coefficient.clone() if self._has_own_coefficient() else copy.mask
+            own = self._own_coefficient()
+            copy.coefficient = copy.mask if own is None else own.clone()
         return copy
 
 
@@ -277,10 +278,15 @@ def _reader(name: str) -> property:
     return property(read, doc=f"The effective weight W~ of `{name}`; the dense W is the parameter of that name.")
 
 
-@cache
+_CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
+
+
 def _derived_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
     """One class per (class, names), so that equal modules share compiled code. It holds no state."""
-    return type(f"NM{base.__name__}", (_Attached, base), {name: _reader(name) for name in names})
+    if (base, names) not in _CLASSES:
+        readers = {name: _reader(name) for name in names}
+        _CLASSES[base, names] = type(f"NM{base.__name__}", (_Attached, base), readers)
+    return _CLASSES[base, names]
 
 
 def _rebuild(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:

@@ -1,0 +1,9 @@
+"""Compute kernels behind one registry, and the plain-torch reference that every one of them must match."""
+
+from __future__ import annotations
+
+from nmflow.ops.linear import linear
+from nmflow.ops.projection import apply_mask, project
+from nmflow.ops.registry import Kernel, kernels, register, select
+
+__all__ = ["Kernel", "apply_mask", "kernels", "linear", "project", "register", "select"]

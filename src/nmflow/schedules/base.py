@@ -13,9 +13,6 @@ from nmflow.schedules.custom import Schedule, read_schedule
 from nmflow.schedules.stage import PRUNED_GRADIENTS, MaskRule, PrunedGradient, Stage
 from nmflow.schedules.window import Window, equal_starts, step_of
 
-_DEFAULT: Any = None
-"""An option that was not given: the recipe's own default, or what `schedule` says, takes its place."""
-
 
 class Recipe(ABC):
     """The sparsity of one parameter as a pure function of (step, total steps, target): no state, no tensors."""
@@ -74,10 +71,11 @@ class PhasedRecipe(Recipe):
     """None: no decay phase, fine-tune begins at d."""
     decays_mask: ClassVar[bool] = False
 
-    dense: float = _DEFAULT
-    """Fraction of the run without sparsity."""
-    decay_end: float | None = _DEFAULT
-    """Fraction of the run at which the target and D = 0 are reached; None: where the last pattern begins."""
+    dense: float | None = None
+    """Fraction of the run without sparsity. Not given, it is the recipe's default; with `schedule`, None."""
+    decay_end: float | None = None
+    """Fraction of the run at which the target and D = 0 are reached. Not given, it is the recipe's default;
+    None where the decay phase ends as the last pattern begins."""
     pruned_gradient: PrunedGradient = "straight-through"
     schedule: Schedule | None = None
     """Patterns by fraction of the run, pairs or a mapping, in place of `dense` and of the recipe's own
@@ -110,6 +108,13 @@ class PhasedRecipe(Recipe):
 
     # What the template makes of it
 
+    @property
+    def first(self) -> float:
+        """Fraction of the run at which sparsity begins."""
+        if self.schedule is not None:
+            return self.schedule[0][0]
+        return self.default_dense if self.dense is None else self.dense
+
     def at(self, step: int, total_steps: int, target: Pattern | str, axis: int | None = None) -> Stage:
         total_steps = whole(total_steps, "total_steps", least=1)
         step = step_in_run(step, total_steps)
@@ -140,14 +145,14 @@ class PhasedRecipe(Recipe):
         if self.schedule is not None:
             return self._scheduled_window(self.schedule, total_steps, target)
         patterns = self.patterns(target, axis)
-        d = step_of(self.dense, total_steps)
+        d = step_of(self.first, total_steps)
         if self.decay_end is None:
             return Window((d,), d, patterns)
         e = step_of(self.decay_end, total_steps)
         if e - d < len(patterns):
             raise ValueError(
                 f"recipe {self.name}: total_steps={total_steps} is too short: the decay phase [{d}, {e}) of "
-                f"dense={self.dense:g}, decay_end={self.decay_end:g} needs a step for each of its "
+                f"dense={self.first:g}, decay_end={self.decay_end:g} needs a step for each of its "
                 f"{len(patterns)} patterns ({', '.join(map(str, patterns))}); take more steps, a smaller dense "
                 "or a later decay_end"
             )
@@ -156,7 +161,6 @@ class PhasedRecipe(Recipe):
     def to_dict(self) -> dict[str, Any]:
         options = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.schedule is not None:
-            options["dense"] = None
             options["schedule"] = [[fraction, str(pattern)] for fraction, pattern in self.schedule]
         return {"name": self.name, **options}
 
@@ -192,34 +196,30 @@ class PhasedRecipe(Recipe):
 
     def _settle_window(self) -> list[str]:
         """Put the defaults into `dense` and `decay_end`; what is wrong with the given ones."""
+        problems = [
+            f"{name}={value!r}: a fraction of the run, 0 to 1"
+            for name, value in (("dense", self.dense), ("decay_end", self.decay_end))
+            if value is not None and not (is_number(value) and 0.0 <= value <= 1.0)
+        ]
         default_end = self.default_decay_end
-        problems = []
-        for name, value in (("dense", self.dense), ("decay_end", self.decay_end)):
-            if value is not None and not (is_number(value) and 0.0 <= value <= 1.0):
-                problems.append(f"{name}={value!r}: a fraction of the run, 0 to 1")
-        if self.decay_end is not None and default_end is None:
+        if default_end is None and self.decay_end is not None:
             problems.append("there is no decay phase; leave decay_end out")
-        if self.schedule is not None:
-            if self.dense is not None:
-                problems.append("the run is dense up to the first entry of schedule; leave dense out")
-            if not self.decays_mask:
-                default_end = None
-                if self.decay_end is not None:
-                    problems.append("the last entry of schedule ends the decay phase; leave decay_end out")
+        elif self.schedule is not None and not self.decays_mask:
+            if self.decay_end is not None:
+                problems.append("the last entry of schedule ends the decay phase; leave decay_end out")
+            default_end = None
+        if self.schedule is not None and self.dense is not None:
+            problems.append("the run is dense up to the first entry of schedule; leave dense out")
         if problems:
             return problems
-        if self.dense is None:
-            first = self.default_dense if self.schedule is None else self.schedule[0][0]
-            object.__setattr__(self, "dense", first)
-        if self.decay_end is None:
-            object.__setattr__(self, "decay_end", default_end)
-        if self.decay_end is None:
-            return []
-        if self.dense >= self.decay_end:
-            return [f"nothing of the run lies between dense={self.dense:g} and decay_end={self.decay_end:g}"]
-        if self.schedule is not None and self.schedule[-1][0] > self.decay_end:
-            last = self.schedule[-1][0]
-            return [f"the schedule's last entry, at {last:g}, lies after decay_end={self.decay_end:g}"]
+        if self.schedule is None:
+            object.__setattr__(self, "dense", self.first)
+        end = default_end if self.decay_end is None else self.decay_end
+        object.__setattr__(self, "decay_end", end)
+        if end is not None and self.first >= end:
+            return [f"sparsity begins at {self.first:g} of the run, so decay_end={end:g} leaves no decay phase"]
+        if end is not None and self.schedule is not None and self.schedule[-1][0] > end:
+            return [f"the last entry of schedule, at {self.schedule[-1][0]:g}, lies after decay_end={end:g}"]
         return []
 
 

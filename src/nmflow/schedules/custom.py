@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Any
 
 from nmflow.pattern import Pattern
@@ -25,7 +26,7 @@ def read_schedule(given: Mapping[float, Any] | Iterable[Any]) -> Schedule:
     if not schedule:
         raise ValueError("it has no entry")
     problems = [f"{fraction:g} lies outside 0 to 1" for fraction, _ in schedule if not 0.0 <= fraction <= 1.0]
-    for (one, first), (two, second) in zip(schedule, schedule[1:]):
+    for (one, first), (two, second) in pairwise(schedule):
         if not one < two:
             problems.append(f"the fractions do not ascend: {one:g}, {two:g}")
         if denser(second, first):

@@ -9,6 +9,8 @@ from typing import ClassVar
 from nmflow.schedules.base import PhasedRecipe
 from nmflow.schedules.checks import is_number
 
+_FLOOR = 1e-3
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaskDecay(PhasedRecipe):
@@ -65,7 +67,7 @@ class MdgfExponential(MaskDecay):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.floor is None and self.beta is None:
-            object.__setattr__(self, "floor", 1e-3)
+            object.__setattr__(self, "floor", _FLOOR)
 
     def problems(self) -> list[str]:
         problems = super().problems()
@@ -76,6 +78,6 @@ class MdgfExponential(MaskDecay):
         return problems
 
     def decay_at(self, j: int, length: int) -> float:
-        if self.floor is not None:
-            return float(self.floor ** (j / length))
-        return math.exp(-self.beta * j) if self.beta is not None else 0.0
+        if self.beta is not None:
+            return math.exp(-self.beta * j)
+        return float((self.floor or _FLOOR) ** (j / length))

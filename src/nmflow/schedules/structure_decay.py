@@ -53,7 +53,7 @@ class SdgfGeometric(PhasedRecipe):
         why = "the axis is not known" if axis is None else ""
         if axis is not None and k < _LARGEST_K:
             relation = "does not fit in" if axis % target.m else "does not divide"
-            why = f"{2 * k * target.m} {relation} {axis}"
+            why = f"{2 * k}·{target.m} {relation} {axis}"
         what = ", plain STE" if k == 1 else ""
         return (f"k = {k}{what}" + (f" ({why})" if why else ""),)
 

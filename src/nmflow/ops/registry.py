@@ -1,0 +1,67 @@
+"""Which kernel runs a task: every kernel says why not, the first that has no objection is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+TASKS = ("linear", "project")
+"""`linear`: y = x W^T + b from a compressed W. `project`: the mask Φ and W~ from a dense W."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One way to compute one task.
+
+    `why_not(**facts)` answers None where the kernel can run, else the reason, a phrase for people. A fact it is
+    not told (None) is not held against it. It must not import what it asks about (`importlib.util.find_spec`
+    looks without importing); `run` imports at its first call, so that nothing optional is loaded before it is chosen.
+
+    Facts of `linear`: `device` (a type such as "cpu"), `dtype`, `shape` (out, in), `n`, `m`, `tokens` (rows of x).
+    """
+
+    name: str
+    task: str
+    why_not: Callable[..., str | None]
+    run: Callable[..., Any]
+
+    def why_not_here(self) -> str | None:
+        """Why this kernel can run nothing at all on this machine; None where it can."""
+        return self.why_not()
+
+
+_KERNELS: list[Kernel] = []
+
+
+def register(kernel: Kernel) -> None:
+    """Add a kernel; it is asked before those registered earlier, so the plain-torch one comes first and is asked last.
+
+    Raises `ValueError` on an unknown task or a name that is taken within the task.
+    """
+    if kernel.task not in TASKS:
+        raise ValueError(f'kernel "{kernel.name}": task "{kernel.task}" is none of {", ".join(TASKS)}')
+    if any((kernel.task, kernel.name) == (known.task, known.name) for known in _KERNELS):
+        raise ValueError(f'kernel "{kernel.name}": the task "{kernel.task}" has one of that name already')
+    _KERNELS.append(kernel)
+
+
+def kernels() -> tuple[Kernel, ...]:
+    """Every kernel, in the order in which `select` asks."""
+    return tuple(reversed(_KERNELS))
+
+
+def select(task: str, **facts: object) -> Kernel:
+    """The kernel that runs `task` where these facts hold. Raises `ValueError` listing every kernel's reason.
+
+    >>> select("linear", device="cpu").name
+    'reference'
+    """
+    reasons = []
+    for kernel in kernels():
+        if kernel.task == task:
+            reason = kernel.why_not(**facts)
+            if reason is None:
+                return kernel
+            reasons.append(f"{kernel.name}: {reason}")
+    raise ValueError(f'no kernel for the task "{task}": {"; ".join(reasons) or "none is registered"}')
