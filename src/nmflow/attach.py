@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from nmflow.layout import from_rows, to_rows
+from nmflow.layout import to_rows, write_back
 from nmflow.masks import Remainder
 from nmflow.ops.projection import apply_mask, project
 from nmflow.schedules.stage import Stage
@@ -124,12 +124,10 @@ class EffectiveWeight:
                 self._derive_rows(index, stage, w[rows], mask[rows], effective[rows], new_masks)
                 if coefficient is not None:
                     coefficient[rows] = _gradient_coefficient(stage, mask[rows], self._outer(stage, w[rows]))
-            if layout == "conv":  # its rows may be a copy, not a view
-                shape = tuple(weight.shape)
-                self.mask.copy_(from_rows(mask, shape, layout))
-                self.effective.copy_(from_rows(effective, shape, layout))
-                if own is not None and coefficient is not None:
-                    own.copy_(from_rows(coefficient, shape, layout))
+            write_back(mask, self.mask, layout)
+            write_back(effective, self.effective, layout)
+            if own is not None and coefficient is not None:
+                write_back(coefficient, own, layout)
         self._seen = _Seen(weight, _version(weight), self.progress.serial, self.effective._version)
 
     def _derive_rows(

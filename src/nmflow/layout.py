@@ -40,6 +40,12 @@ def from_rows(rows: Tensor, shape: tuple[int, ...], layout: Layout) -> Tensor:
     return rows.reshape(shape)
 
 
+def write_back(rows: Tensor, tensor: Tensor, layout: Layout) -> None:
+    """Make what was written into `rows = to_rows(tensor, layout)` stand in `tensor`: they may be a copy of it."""
+    if rows.data_ptr() != tensor.data_ptr():
+        tensor.copy_(from_rows(rows, tuple(tensor.shape), layout))
+
+
 def rows_shape(shape: tuple[int, ...], layout: Layout) -> tuple[int, int]:
     """(R, K) of a weight of this shape, without the weight.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nmflow.attach import EffectiveWeight, Progress, attach, attached_weights, detach
-from nmflow.layout import from_rows, to_rows
+from nmflow.layout import to_rows, write_back
 from nmflow.masks import Remainder, block_counts, rows_mask
 from nmflow.pattern import Pattern
 from nmflow.schedules import Recipe, Stage, plan
@@ -441,8 +441,7 @@ def _write_rows(tensor: Tensor, slot: Slot, values_RK: Tensor) -> None:
     """Write rows [R, K] of a slot into a tensor that lies in its layout."""
     rows = to_rows(tensor, slot.layout)
     rows[slice(*slot.row_range)] = values_RK
-    if slot.layout == "conv":
-        tensor.copy_(from_rows(rows, tuple(tensor.shape), slot.layout))
+    write_back(rows, tensor, slot.layout)
 
 
 def _pack_bits(mask: Tensor) -> Tensor:

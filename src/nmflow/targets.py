@@ -154,7 +154,7 @@ def _decide(
     remainder: Remainder,
     problems: list[str],
 ) -> Iterator[tuple[Slot, str]]:
-    """The slots of one candidate, dense ones with a reason. Slices that one rule takes whole are one slot."""
+    """The slots of one candidate, dense ones with a reason. Slices that all end up the same are one slot."""
     whole = matches.get((candidate.name, None), [])
     slices = candidate.slices()
     chosen: list[tuple[tuple[int, int] | None, _Rule | None]] = []
@@ -169,7 +169,7 @@ def _decide(
                 f"{candidate.name}: two rules of one rank ({_RANKS[rivals[0].rank]}) disagree: {said}; "
                 "name the parameter itself to decide"
             )
-    if len({rule for _, rule in chosen}) == 1:
+    if len({rule and (rule.pattern or "dense") for _, rule in chosen}) == 1:
         chosen = [(None, chosen[0][1])]
     for rows, rule in chosen:
         slot = Slot(candidate.name, candidate.layout, candidate.shape, Pattern.dense(), rows)
@@ -356,13 +356,13 @@ def _slot_from_json(entry: object, index: int) -> Slot:
         raise ValueError(f"{where}: layout {layout!r} is none of {', '.join(LAYOUTS)}")
     if rows is not None and not (_are_sizes(rows) and len(rows) == 2 and rows[0] < rows[1]):
         raise ValueError(f"{where}: rows {rows!r} is not [start, stop]")
+    try:
+        pattern = Pattern.parse(cast("str", entry.get("pattern")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {error}") from error
+    span = None if rows is None else (rows[0], rows[1])
     slot = Slot(
-        entry["name"],
-        layout,
-        tuple(cast("list[int]", shape)),
-        Pattern.parse(cast("str", entry.get("pattern"))),
-        None if rows is None else (rows[0], rows[1]),
-        str(entry.get("rule", "")),
+        entry["name"], layout, tuple(cast("list[int]", shape)), pattern, span, str(entry.get("rule", ""))
     )
     if slot.row_range[1] > rows_shape(slot.shape, slot.layout)[0]:
         raise ValueError(f"{where}: rows {rows!r} lie outside a weight of shape {shape!r}")

@@ -39,7 +39,7 @@ class Host:
     """BatchNorm: a micro-batch in training mode is not a part of the batch."""
 
     def build(self, seed: int = 0) -> nn.Module:
-        """A model with weights of size 1/√fan, large enough for a wrong weight to be seen in the output."""
+        """A model in whose output every weight is seen: of size 1/√fan, and no gain left at zero."""
         if self.needs is not None:
             pytest.importorskip(self.needs, reason=f"host {self.name} needs the optional package {self.needs}")
         with torch.random.fork_rng(devices=[]):
@@ -49,6 +49,8 @@ class Host:
                 for parameter in model.parameters():
                     if parameter.dim() > 1:
                         parameter.normal_(std=parameter[0].numel() ** -0.5)
+                    else:
+                        parameter.add_(torch.randn(parameter.shape), alpha=0.3)
         return model.train(self.training)
 
     def inputs(self, seed: int = 0) -> Tensor:
@@ -182,14 +184,14 @@ HOSTS = [
     ),
     Host(
         "conv1d", _conv1d, _features(5, 16), needs="transformers",
-        targets={"0.weight": "1:8", "2": "2:6"},
-        weights={"0.weight": (Part(1, 8, axis="first"),), "2.weight": (Part(2, 6, axis="first"),)},
+        targets={"0.weight": "1:8", "2": "2:12"},
+        weights={"0.weight": (Part(1, 8, axis="first"),), "2.weight": (Part(2, 12, axis="first"),)},
     ),
     Host(
         "mha", _attention, _features(5, 16), forward=_self_attention,
-        targets={"q": "1:4", "k": "3:8", "o": "1:8"},
+        targets={"q": "1:4", "k": "2:8", "o": "1:8"},
         weights={
-            "in_proj_weight": _qkv(16, Part(1, 4), Part(3, 8), None),
+            "in_proj_weight": _qkv(16, Part(1, 4), Part(2, 8), None),
             "out_proj.weight": (Part(1, 8),),
         },
     ),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from contract.hosts import Host
 from torch import Tensor, nn
 
 import nmflow
+from contract.hosts import Host
 from nmflow import Sparsifier
 
 STEPS = 8
@@ -52,6 +52,11 @@ def train(host: Host, until: int, recipe: object = None, **options: object) -> t
     for _ in range(until):
         one_step(host, model, sparsifier, optimizer)
     return model, sparsifier
+
+
+def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The dense weights by name. (`get_parameter` reads `module.weight`, which is W~ here.)"""
+    return dict(model.named_parameters())
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor | None]:

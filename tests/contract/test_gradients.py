@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import nmflow
 from contract.hosts import BATCH, Host, every_host
 from contract.oracle import mask_of
 from contract.runs import (
@@ -14,13 +18,10 @@ from contract.runs import (
     assert_same,
     gradients,
     mdgf,
+    parameters,
     sparsify,
     train,
 )
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-
-import nmflow
 
 LAMBDA = 2e-4
 
@@ -36,7 +37,7 @@ def expected_gradients(
     for name, parts in host.weights.items():
         gradient = found[name]
         assert gradient is not None
-        found[name] = torch.where(mask_of(model.get_parameter(name), parts), gradient, gradient * share)
+        found[name] = torch.where(mask_of(parameters(model)[name], parts), gradient, gradient * share)
     return found
 
 
@@ -68,15 +69,14 @@ def check_sr_ste_term(host: Host) -> None:
     assert_same_gradients(gradients(model), expected)
     sparsifier.edit_gradients()
     for name, gradient in expected.items():
+        found = parameters(model)[name].grad
+        assert (found is None) == (gradient is None), name
         if gradient is None:
-            assert model.get_parameter(name).grad is None
             continue
         if name in host.weights:
-            weight = model.get_parameter(name).detach()
+            weight = parameters(model)[name].detach()
             pruned = ~mask_of(weight, host.weights[name])
             gradient = torch.where(pruned, gradient + LAMBDA * weight, gradient)
-        found = model.get_parameter(name).grad
-        assert found is not None
         torch.testing.assert_close(found, gradient, rtol=1e-6, atol=1e-8)
 
 
@@ -122,7 +122,7 @@ def check_sr_ste_strength(host: Host, scale: float, micro_batches: int) -> None:
         measured.append(gradients(model))
     without, with_term = measured
     for name, parts in host.weights.items():
-        weight = host.build().get_parameter(name).detach()
+        weight = parameters(host.build())[name].detach()
         pruned = ~mask_of(weight, parts) & (weight.abs() > 0.05)
         difference = (with_term[name] - without[name])[pruned] / weight[pruned]  # type: ignore[operator]
         torch.testing.assert_close(difference.median(), torch.tensor(LAMBDA), rtol=1e-2, atol=0)
@@ -146,7 +146,8 @@ def check_checkpointing(host: Host, use_reentrant: bool) -> None:
         loss.backward()
         results.append((loss.detach(), gradients(model)))
     (plain, plain_gradients), (recomputed, recomputed_gradients) = results
-    assert_same(recomputed, plain, "loss")
+    # The reentrant kind runs the forward without gradients, where a layer in eval may take its fused path.
+    (assert_same if host.training else assert_close)(recomputed, plain, "loss")
     assert_same_gradients(recomputed_gradients, plain_gradients)
 
 

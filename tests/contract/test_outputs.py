@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch.profiler import ProfilerActivity, profile
+
 from contract.hosts import HOST, Host, every_host
 from contract.oracle import effective_of, prune_by_hand
 from contract.runs import DECAY, STEPS, assert_same, effective_weights, one_step, optimizer_of, sparsify
-from torch.profiler import ProfilerActivity, profile
 
 
 def check_targets_reach_the_weights(host: Host) -> None:

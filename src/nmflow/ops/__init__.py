@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nmflow.ops.linear import linear
+from nmflow.ops.dispatch import linear
 from nmflow.ops.projection import apply_mask, project
 from nmflow.ops.registry import Kernel, kernels, register, select
 

@@ -1,8 +1,8 @@
-"""A whole run at a glance: the few stretches of steps over which phase and pattern stay the same."""
+"""A whole run at a glance: the few stretches of steps over which only D changes, and only downwards."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nmflow.pattern import Pattern
 from nmflow.schedules.base import Recipe
@@ -11,7 +11,7 @@ from nmflow.schedules.stage import Stage
 
 @dataclass(frozen=True)
 class Segment:
-    """Steps [start, end) of one phase and pattern; D goes from first.decay to last.decay."""
+    """Steps [start, end) of one phase, pattern and so on; D falls from first.decay to last.decay."""
 
     start: int
     end: int
@@ -39,12 +39,12 @@ def plan(
     for start, end in zip(starts, (*starts[1:], total_steps), strict=True):
         first = recipe.at(start, total_steps, target, axis)
         last = recipe.at(end - 1, total_steps, target, axis)
-        if segments and _same(segments[-1].last, first):
+        if segments and _goes_on(segments[-1].last, first):
             before = segments.pop()
             start, first = before.start, before.first
         segments.append(Segment(start, end, first, last))
     return segments
 
 
-def _same(one: Stage, two: Stage) -> bool:
-    return (one.phase, one.pattern) == (two.phase, two.pattern)
+def _goes_on(one: Stage, two: Stage) -> bool:
+    return replace(one, decay=two.decay) == two and one.decay >= two.decay

@@ -152,7 +152,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]  # a gap in the stubs
             raise yaml.composer.ComposerError(None, None, "no aliases here: write the value out", mark)
         return super().compose_node(parent, index)
 

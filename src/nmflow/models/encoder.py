@@ -1,0 +1,67 @@
+"""The transformer stack that our small models share, and how its weights begin."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import nn
+
+from nmflow.train.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a stack: the paper's analysis ViT-tiny where a configuration leaves them open (spec section 7)."""
+
+    width: int = 192
+    depth: int = 3
+    heads: int = 3
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> Shape:
+        """Sizes of a configuration. Raises `ValueError` where the heads do not divide the width."""
+        given = {name: getattr(config, name) for name in ("width", "depth", "heads", "mlp_ratio")}
+        shape = cls(**{name: size for name, size in given.items() if size is not None}, dropout=config.dropout)
+        if shape.width % shape.heads:
+            raise ValueError(
+                f"model.heads: {shape.heads} heads do not divide a width of {shape.width}; "
+                f"give model.heads or a model.width that is a multiple of {shape.heads}"
+            )
+        return shape
+
+
+def encoder(shape: Shape) -> nn.TransformerEncoder:
+    """`depth` pre-norm layers on [B, T, width] with GELU, then a norm: x + Attention(LN(x)), x + FF(LN(x))."""
+    layer = nn.TransformerEncoderLayer(
+        shape.width,
+        shape.heads,
+        dim_feedforward=round(shape.width * shape.mlp_ratio),
+        dropout=shape.dropout,
+        activation="gelu",
+        batch_first=True,
+        norm_first=True,
+    )
+    return nn.TransformerEncoder(layer, shape.depth, nn.LayerNorm(shape.width), enable_nested_tensor=False)
+
+
+def initialize(model: nn.Module, depth: int) -> None:
+    """Give every weight its first value from torch's random numbers, in the order of the parameters.
+
+        matrices    N(0, 1 / fan_in);  those that write into the residual stream 1 / sqrt(2·depth) of that
+        embeddings  N(0, 0.02^2);      biases 0, norms 1
+
+    The stack's layers begin as copies of one another; afterwards they differ.
+    """
+    for name, parameter in model.named_parameters():
+        if name.endswith(("position", "embedding.weight")):
+            nn.init.normal_(parameter, std=0.02)
+        elif parameter.dim() > 1:
+            std = 1.0 / math.sqrt(parameter[0].numel())
+            if name.endswith(("out_proj.weight", "linear2.weight")):
+                std /= math.sqrt(2 * depth)
+            nn.init.normal_(parameter, std=std)
+        else:
+            nn.init.constant_(parameter, 1.0 if "norm" in name and name.endswith("weight") else 0.0)

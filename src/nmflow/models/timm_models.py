@@ -1,0 +1,49 @@
+"""timm:NAME: any model of timm, with channels, classes and image size taken from the data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from nmflow.train.config import ModelConfig
+from nmflow.train.config_errors import nearest
+from nmflow.train.data.splits import Data
+
+_ARGUMENTS = {
+    "width": "embed_dim", "depth": "depth", "heads": "num_heads", "patch": "patch_size", "mlp_ratio": "mlp_ratio",
+}
+"""Our sizes by the names that timm's vision transformers give them; other families refuse them."""
+
+
+def build_timm(config: ModelConfig, data: Data) -> nn.Module:
+    """An untrained timm model for the images of `data`.
+
+    Raises `ValueError` where timm is missing, knows no such model, or the model refuses a size.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError(f"model: {config.name} needs timm: pip install 'nmflow[timm]'") from error
+    name = config.name.removeprefix("timm:")
+    if data.task != "classification" or len(data.sample_shape) != 3:
+        raise ValueError(f"model: {config.name} takes images, and {data.name} has none; use model=lm-tiny for text")
+    if not timm.is_model(name):
+        raise ValueError(f'model: timm has no "{name}"{nearest(name, timm.list_models())}')
+    channels, height, width = data.sample_shape
+    arguments: dict[str, Any] = {
+        theirs: getattr(config, ours) for ours, theirs in _ARGUMENTS.items() if getattr(config, ours) is not None
+    }
+    # Models without a fixed size (most convolutional ones) know no img_size.
+    if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
+        arguments["img_size"] = (height, width)
+    if config.dropout:
+        arguments["drop_rate"] = config.dropout
+    try:
+        model: nn.Module = timm.create_model(
+            name, pretrained=False, in_chans=channels, num_classes=data.num_classes, **arguments
+        )
+    except (TypeError, ValueError, AssertionError) as error:
+        given = ", ".join(f"{key}={value}" for key, value in arguments.items())
+        raise ValueError(f"model: timm's {name} refuses {given or 'these data'}: {error}") from error
+    return model

@@ -1,0 +1,284 @@
+"""The layers of a compressed model: where the stored weights live, and who multiplies with them.
+
+`NMLinear` and `NMConv2d` compute from the compressed form. Any other module keeps its own forward and reads the
+weight through a property that unpacks it at every use: storage only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nmflow import ops
+from nmflow.layout import from_rows
+from nmflow.runtime.format import CompressedNM
+from nmflow.runtime.parts import StoredWeight
+from nmflow.runtime.view import WeightView
+from nmflow.targets import is_gpt2_conv1d
+
+_DENSE_FORM = "_nm_dense_form"
+
+
+class PackedRows(nn.Module):
+    """Compressed rows of a weight: the buffers `values` and `offsets`, and the pattern in a buffer of its own.
+
+    The pattern is part of the state dict because 1:4 and 2:8 have the same shapes: loading one into the other
+    must not go unnoticed.
+    """
+
+    values: Tensor
+    offsets: Tensor
+    nm: Tensor
+
+    def __init__(self, compressed: CompressedNM) -> None:
+        super().__init__()
+        self.pattern = compressed.pattern
+        self.shape = (compressed.values.shape[0], compressed.axis)
+        self.register_buffer("values", compressed.values)
+        self.register_buffer("offsets", compressed.offsets)
+        self.register_buffer("nm", torch.tensor([self.pattern.n, self.pattern.m], device=compressed.values.device))
+
+    @property
+    def compressed(self) -> CompressedNM:
+        return CompressedNM(self.values, self.offsets, self.shape, self.pattern, "rows")
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + self.offsets.nbytes
+
+    def unpack(self) -> Tensor:
+        return self.compressed.unpack()
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return ops.linear(x, self.values, self.offsets, self.shape, self.pattern.n, self.pattern.m, bias)
+
+    def kernel(self) -> str:
+        device, dtype = self.values.device.type, self.values.dtype
+        facts = {"device": device, "dtype": dtype, "shape": self.shape, "n": self.pattern.n, "m": self.pattern.m}
+        return ops.select("linear", **facts).name
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        found = state_dict.get(f"{prefix}nm")
+        if found is not None and found.tolist() != [self.pattern.n, self.pattern.m]:
+            n_m = ":".join(map(str, found.tolist()))
+            error_messages = args[-1]
+            error_messages.append(f"{prefix[:-1]}: the state dict holds {n_m}, this layer {self.pattern}")
+
+
+class DenseRows(nn.Module):
+    """Rows of a weight that stay dense beside compressed ones, as in a fused projection."""
+
+    values: Tensor
+
+    def __init__(self, rows_RK: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("values", rows_RK)
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes
+
+    def unpack(self) -> Tensor:
+        return self.values
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, self.values, bias)
+
+    def kernel(self) -> str:
+        return "dense"
+
+
+class PackedWeight(nn.ModuleList):
+    """One weight as its row slices in order. Tied modules share one."""
+
+    def __init__(
+        self, stored: StoredWeight, parts: Sequence[CompressedNM | Tensor], requires_grad: bool = True
+    ) -> None:
+        super().__init__(PackedRows(part) if isinstance(part, CompressedNM) else DenseRows(part) for part in parts)
+        self.stored = stored
+        self.requires_grad = requires_grad  # what the parameter gets back
+
+    @property
+    def rows(self) -> list[PackedRows | DenseRows]:
+        return cast("list[PackedRows | DenseRows]", list(self))
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor with the dtype and device of the weight."""
+        return self.rows[0].values
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.rows)
+
+    @property
+    def dense_nbytes(self) -> int:
+        return torch.Size(self.stored.shape).numel() * self.like.itemsize
+
+    def unpack(self) -> Tensor:
+        """The dense weight, contiguous, in its own shape and layout."""
+        rows_RK = torch.cat([part.unpack() for part in self.rows])
+        return from_rows(rows_RK, self.stored.shape, self.stored.layout).contiguous()
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """y = x W^T + b, slice by slice."""
+        outputs = []
+        for part, rows in zip(self.stored.parts, self.rows, strict=True):
+            outputs.append(rows.linear(x, None if bias is None else bias[part.start : part.stop]))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+
+    def patterns(self) -> str:
+        """`1:16`, or `1:4+dense` for slices that differ."""
+        return "+".join(dict.fromkeys(str(part.pattern or "dense") for part in self.stored.parts))
+
+
+def packed_weights(module: nn.Module) -> dict[str, PackedWeight]:
+    """The stored weights of one module (not of its children), by the local name of the weight: `weight`."""
+    return {
+        name.removesuffix("_nm"): child for name, child in module._modules.items() if isinstance(child, PackedWeight)
+    }
+
+
+def _reader(local: str) -> property:
+    def read(module: nn.Module) -> Tensor:
+        packed = cast(PackedWeight, getattr(module, f"{local}_nm"))
+        if torch.compiler.is_compiling():  # the compiler drops what is not used
+            return packed.unpack()
+        return WeightView.of(packed.unpack, packed.stored.shape, packed.like)
+
+    return property(read, doc=f"The dense `{local}`, unpacked where its numbers are used. Read only.")
+
+
+class _Stored(nn.Module):
+    """What the layers of a compressed model have in common; mixed in before their own class."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise TypeError(f"{type(self).__name__} is made from a trained layer: nmflow.compress(model)")
+
+    def extra_repr(self) -> str:
+        mine = [super().extra_repr()]
+        for local, packed in packed_weights(self).items():
+            mine.append(f"{local}={packed.patterns()} in {packed.nbytes:,} of {packed.dense_nbytes:,} bytes")
+        return ", ".join(filter(None, mine))
+
+
+class NMLinear(_Stored, nn.Linear):
+    """`nn.Linear` or GPT-2's `Conv1D` with a compressed weight, y = x W^T + b, by the kernel of the registry.
+
+    `weight` gives the dense weight to whoever reads it, in its own shape and dtype. Gradients flow to the input and
+    the bias; the weight is fixed.
+    """
+
+    weight = _reader("weight")
+    weight_nm: PackedWeight
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.weight_nm.linear(input, self.bias)
+
+
+class NMConv2d(_Stored, nn.Conv2d):
+    """`nn.Conv2d` with a compressed weight, unpacked for each call: smaller, not faster."""
+
+    weight = _reader("weight")
+    weight_nm: PackedWeight
+
+    def forward(self, input: Tensor) -> Tensor:
+        return cast(Tensor, self._conv_forward(input, self.weight_nm.unpack(), self.bias))
+
+
+class _StorageOnly(_Stored):
+    """A class derived at run time; pickled by what it is derived from."""
+
+    _nm_derived_from: tuple[type[nn.Module], tuple[str, ...]]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _rebuild, self._nm_derived_from, self.__dict__
+
+
+@cache
+def _storage_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
+    """One class per (class, names), so that equal modules share compiled code. It holds no state."""
+    readers = {name: _reader(name) for name in names}
+    return type(f"NM{base.__name__}", (_StorageOnly, base), {**readers, "_nm_derived_from": (base, names)})
+
+
+def _rebuild(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+    cls = _storage_class(base, names)
+    return cls.__new__(cls)
+
+
+# -- from ordinary modules and back ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _DenseForm:
+    """What a module was: its class and the order of its parameters, which optimizers and files go by."""
+
+    cls: type[nn.Module]
+    order: tuple[str, ...]
+
+
+def store(module: nn.Module, weights: Mapping[str, PackedWeight]) -> None:
+    """Turn a module into its runtime layer, in place: `weights` (by local name) take the parameters' places."""
+    cls = _runtime_class(module, weights)
+    module.__dict__[_DENSE_FORM] = _DenseForm(type(module), tuple(module._parameters))
+    for local, packed in weights.items():
+        del module._parameters[local]
+        module._modules[f"{local}_nm"] = packed
+    if issubclass(cls, NMLinear) and not isinstance(module, nn.Linear):
+        linear = cast(nn.Linear, module)  # a Conv1D: people ask every linear layer for these
+        linear.out_features, linear.in_features = weights["weight"].stored.shape[::-1]
+    module.__class__ = cls
+
+
+def restore(module: nn.Module, dense: Mapping[int, nn.Parameter]) -> None:
+    """The inverse of `store`: `dense` maps the id of a `PackedWeight` to the parameter that takes its place."""
+    form = cast(_DenseForm, module.__dict__.pop(_DENSE_FORM))
+    for local, packed in packed_weights(module).items():
+        del module._modules[f"{local}_nm"]
+        module._parameters[local] = dense[id(packed)]
+    module._parameters = {name: module._parameters[name] for name in form.order}
+    if isinstance(module, NMLinear) and not issubclass(form.cls, nn.Linear):
+        del module.in_features, module.out_features
+    module.__class__ = form.cls
+
+
+def is_stored(module: nn.Module) -> bool:
+    """True for a runtime layer."""
+    return _DENSE_FORM in module.__dict__
+
+
+def _runtime_class(module: nn.Module, weights: Mapping[str, PackedWeight]) -> type[nn.Module]:
+    cls: type[nn.Module] = type(module)
+    weight = weights.get("weight")
+    others = tuple(weights)
+    if weight is not None and _forward_is_linear(module, weight.stored.layout):
+        cls, others = NMLinear, tuple(local for local in weights if local != "weight")
+    elif weight is not None and _forward_is_conv2d(module):
+        cls, others = NMConv2d, tuple(local for local in weights if local != "weight")
+    return _storage_class(cls, others) if others else cls
+
+
+def _forward_is_linear(module: nn.Module, layout: str) -> bool:
+    """A class with a forward of its own may do more than multiply; it keeps that and reads the weight."""
+    cls = type(module)
+    if isinstance(module, nn.Linear):
+        return cls.forward is nn.Linear.forward and layout == "rows"
+    if is_gpt2_conv1d(module):
+        conv1d = next(base for base in cls.__mro__ if base.__name__ == "Conv1D")
+        return cls.forward is conv1d.forward and layout == "columns"  # type: ignore[attr-defined]
+    return False
+
+
+def _forward_is_conv2d(module: nn.Module) -> bool:
+    if not isinstance(module, nn.Conv2d):
+        return False
+    cls = type(module)
+    return cls.forward is nn.Conv2d.forward and cls._conv_forward is nn.Conv2d._conv_forward

@@ -1,0 +1,87 @@
+"""What compressing has won: bytes before and after, and who computes with each weight."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from nmflow.runtime.modules import NMConv2d, NMLinear, PackedWeight, packed_weights
+
+STORAGE_ONLY = "storage only"
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One compressed weight. `kernel` names what computes with it; "storage only" where it is unpacked to be used."""
+
+    name: str
+    pattern: str
+    bytes_before: int
+    bytes_after: int
+    kernel: str
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """The compressed weights, and the bytes of the whole: of a model's tensors, or of the files."""
+
+    layers: tuple[LayerReport, ...]
+    bytes_before: int
+    bytes_after: int
+
+    def lines(self) -> list[str]:
+        """For people: one line a weight, then the total."""
+        width = max((len(layer.name) for layer in self.layers), default=0)
+        lines = [
+            f"{layer.name:{width}}  {layer.pattern:>7}  {layer.bytes_before:>11,} -> {layer.bytes_after:>11,} bytes"
+            f"  {layer.kernel}"
+            for layer in self.layers
+        ]
+        ratio = self.bytes_before / self.bytes_after if self.bytes_after else 1.0
+        count = f"{len(self.layers)} weight{'' if len(self.layers) == 1 else 's'}"
+        return [
+            *lines,
+            f"compressed {count}: {self.bytes_before:,} -> {self.bytes_after:,} bytes, {ratio:.2f} times smaller",
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+
+def compression_report(model: nn.Module) -> CompressionReport:
+    """What is compressed in a model, taken from its layers as they are now; no layers for an ordinary model.
+
+    Bytes are those of all parameters and buffers, tied ones once.
+    """
+    weights: dict[int, PackedWeight] = {}
+    kernels: dict[int, list[str]] = {}  # tied modules may read one weight in different ways
+    # MultiheadAttention multiplies with the weight of its out_proj by itself.
+    never_called = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    for module in model.modules():
+        for local, packed in packed_weights(module).items():
+            weights[id(packed)] = packed
+            kernel = STORAGE_ONLY if id(module) in never_called else _kernel(module, local, packed)
+            kernels.setdefault(id(packed), []).append(kernel)
+    layers = tuple(_layer(weights[key], " and ".join(dict.fromkeys(kernels[key]))) for key in weights)
+    after = _nbytes(model)
+    stored = sum(_nbytes(packed) for packed in weights.values())
+    return CompressionReport(layers, after - stored + sum(layer.bytes_before for layer in layers), after)
+
+
+def _kernel(module: nn.Module, local: str, packed: PackedWeight) -> str:
+    if local == "weight" and isinstance(module, NMLinear):
+        return "+".join(dict.fromkeys(part.kernel() for part in packed.rows))
+    if local == "weight" and isinstance(module, NMConv2d):
+        return "unpack, then conv2d"
+    return STORAGE_ONLY
+
+
+def _nbytes(module: nn.Module) -> int:
+    return sum({id(tensor): tensor.nbytes for tensor in (*module.parameters(), *module.buffers())}.values())
+
+
+def _layer(packed: PackedWeight, kernel: str) -> LayerReport:
+    return LayerReport(packed.stored.name, packed.patterns(), packed.dense_nbytes, packed.nbytes, kernel)

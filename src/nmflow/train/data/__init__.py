@@ -1,0 +1,34 @@
+"""Which data sets there are, by the name that a configuration gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nmflow.train.config import DataConfig
+from nmflow.train.data.cifar10 import load_cifar10
+from nmflow.train.data.digits import load_digits
+from nmflow.train.data.images import load_images
+from nmflow.train.data.order import batch_indices, share, step_generator
+from nmflow.train.data.splits import Data, Split
+from nmflow.train.data.text import load_text
+
+__all__ = ["LOADERS", "Data", "Split", "batch_indices", "load_data", "share", "step_generator"]
+
+LOADERS: dict[str, Callable[[DataConfig], Data]] = {
+    "digits": load_digits,
+    "cifar10": load_cifar10,
+    "images": load_images,
+    "text": load_text,
+}
+
+
+def load_data(config: DataConfig) -> Data:
+    """The data set of a configuration, its splits fixed: no seed changes them.
+
+    Raises `FileNotFoundError` with the expected layout where the path holds no such data, and `ValueError`
+    where a file is broken.
+
+    >>> load_data(DataConfig(name="digits")).describe()
+    'digits: inputs 1x8x8, 10 classes, 1,264 train, 178 val, 355 test; the split is fixed and ours'
+    """
+    return LOADERS[config.name](config)

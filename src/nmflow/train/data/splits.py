@@ -1,0 +1,109 @@
+"""What data looks like to the loop: three splits that give batches by index, and what a network must know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from nmflow.train.data.augment import flip, shift
+
+Task = Literal["classification", "language"]
+
+
+class Split(Protocol):
+    """Items that are read by number."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the items; a pure function. A generator, where given, augments."""
+        ...
+
+
+@dataclass(frozen=True)
+class Data:
+    """One data set: classification gives float [B, C, H, W] and int64 [B], language int64 [B, T] twice."""
+
+    name: str
+    task: Task
+    train: Split
+    val: Split
+    test: Split
+    num_classes: int
+    """Classes, or for language the entries of the vocabulary."""
+    sample_shape: tuple[int, ...]
+    """Shape of one input: (C, H, W) or (T,)."""
+    notes: tuple[str, ...] = ()
+    """What a reader of results should know, such as a split that is ours."""
+
+    def describe(self) -> str:
+        """One line: sizes, splits, notes."""
+        shape = "x".join(map(str, self.sample_shape))
+        kind = "classes" if self.task == "classification" else "characters"
+        sizes = ", ".join(
+            f"{len(split):,} {name}"
+            for name, split in (("train", self.train), ("val", self.val), ("test", self.test))
+        )
+        return "; ".join([f"{self.name}: inputs {shape}, {self.num_classes} {kind}, {sizes}", *self.notes])
+
+
+Preprocess = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """From stored bytes [B, C, H, W] to a network's input: augment, then x = (pixel - mean) / std per channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    pad: int = 0
+    """Pixels by which an augmented image may shift in each direction; 0 for no augmentation."""
+    flips: bool = False
+    """Whether augmentation mirrors left and right."""
+
+    def __call__(self, pixels: Tensor, generator: torch.Generator | None) -> Tensor:
+        if generator is not None and self.pad:
+            pixels = shift(pixels, self.pad, generator)
+        if generator is not None and self.flips:
+            pixels = flip(pixels, generator)
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        return (pixels.to(torch.float32) - mean) / std
+
+
+@dataclass(frozen=True)
+class TensorSplit:
+    """Images that fit into memory: bytes [n, C, H, W] and labels [n]."""
+
+    images: Tensor
+    labels: Tensor
+    pixels: Pixels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Inputs [B, C, H, W] and labels [B]."""
+        return self.pixels(self.images[indices], generator), self.labels[indices]
+
+
+def rank_in_class(labels: Tensor) -> Tensor:
+    """How many items before it have an item's label: the stuff of splits that need no random numbers.
+
+    >>> rank_in_class(torch.tensor([7, 7, 3, 7, 3]))
+    tensor([0, 1, 0, 2, 1])
+    """
+    ranks = torch.empty_like(labels)
+    for label in torch.unique(labels):
+        members = labels == label
+        ranks[members] = torch.arange(int(members.sum()))
+    return ranks
+
+
+def missing(path: str | Path, layout: str) -> FileNotFoundError:
+    """The error for data that is not there: what was looked for, and what should lie there."""
+    return FileNotFoundError(f"{path}: not found; expected {layout}")
