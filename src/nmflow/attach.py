@@ -318,7 +318,6 @@ def attach(model: nn.Module, weights: dict[str, EffectiveWeight]) -> None:
         if mine:
             module.__dict__[_EFFECTIVE] = mine
             module.__class__ = _derived_class(type(module), tuple(mine))
-            _derive_all(module, new_masks=True)
 
 
 def detach(model: nn.Module) -> None:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import re
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,8 +19,7 @@ from nmflow import __version__
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from nmflow.doctor import Facts
-    from nmflow.schedules import Recipe, Segment, Stage
+    from nmflow.schedules import Recipe, Segment
 
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=")
 
@@ -42,9 +40,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            # Nobody reads on. What is left in the buffer goes nowhere, so that the exit stays quiet too.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            ctx.exit(141)  # what the shell would report of SIGPIPE
+            ctx.exit(141)  # nobody reads on: what a shell reports of SIGPIPE, and no answer of ours
         except (ValueError, TypeError, OSError) as error:
             raise _Refused(str(error)) from error
         except KeyboardInterrupt as stop:
@@ -99,11 +95,11 @@ def train(settings: tuple[str, ...], as_json: bool) -> None:
     path, overrides, resume = _read_settings(settings)
     import nmflow.train as training
 
-    console = _progress_console()
     if resume is not None:
-        result = training.resume(resume, console=console)
+        result = training.resume(resume, console=_progress_console())
     else:
-        result = training.train(training.load_config(path, overrides), console=console)
+        config = training.load_config(path, overrides)  # before torch is imported
+        result = training.train(config, console=_progress_console())
     _answer(result.lines(), result.to_dict(), as_json)
 
 
@@ -117,14 +113,15 @@ def compare(settings: tuple[str, ...], as_json: bool) -> None:
     comparison that was stopped.
     """
     path, overrides, resume = _read_settings(settings)
-    import nmflow.experiments as experiments
     import nmflow.train as training
 
-    console = _progress_console()
+    config = None if resume is not None else training.load_compare_config(path, overrides)
+    import nmflow.experiments as experiments  # with torch, hence after a wrong setting was told
+
     if resume is not None:
-        result = experiments.resume_compare(resume, console=console)
+        result = experiments.resume_compare(resume, console=_progress_console())
     else:
-        result = experiments.compare(training.load_compare_config(path, overrides), console=console)
+        result = experiments.compare(config, console=_progress_console())
     _answer(result.lines(), result.to_dict(), as_json)
 
 
@@ -187,30 +184,33 @@ def schedule(
     from nmflow.schedules import plan
 
     made = _read_recipe(recipe, options)
-    plans: list[tuple[tuple[int | None, ...], list[Segment], tuple[str, ...]]] = []
+    title = f"{made.label} to {pattern}"
+    plans: list[_Plan] = []
     for axis in axes or (None,):
         segments, notes = plan(made, steps, pattern, axis), made.notes(pattern, axis)
-        if plans and plans[-1][1:] == (segments, notes):
-            plans[-1] = ((*plans[-1][0], axis), segments, notes)
-        else:
-            plans.append(((axis,), segments, notes))
+        same = next((known for known in plans if known.segments == segments), None)
+        if same is None:
+            plans.append(same := _Plan(segments))
+        same.axes += [] if axis is None else [axis]
+        same.notes += [note for note in notes if note not in same.notes]
     if plot is not None:
         from nmflow.report.plots_schedule import curve, plot_schedule
 
-        curves = [curve(made, steps, pattern, shared[0], _axis_label(shared)) for shared, _, _ in plans]
-        plot_schedule(curves, plot, f"{made.name} to {pattern}, {steps:,} steps")
+        curves = [curve(made, steps, pattern, next(iter(one.axes), None), one.label) for one in plans]
+        plot_schedule(curves, plot, f"{title}, {steps:,} steps")
     if as_json:
         facts = {"recipe": made.to_dict(), "pattern": pattern, "total_steps": steps, "plot": plot}
         facts["plans"] = [
-            {"axes": [axis for axis in shared if axis], "notes": notes, "segments": _segments_to_json(segments)}
-            for shared, segments, notes in plans
+            {"axes": one.axes, "notes": one.notes, "segments": _segments_to_json(one.segments)} for one in plans
         ]
         _print_json(facts)
         return
-    for shared, segments, notes in plans:
-        title = f"{made.name} to {pattern} (N of every M kept), {steps:,} steps"
-        _print(_plan_table(segments, ", ".join(filter(None, [title, _axis_label(shared)]))))
-        for line in (*notes, *_plan_lines(segments, made)):
+    from nmflow.report.terminal import plan_lines, plan_table
+
+    for one in plans:
+        click.echo(f"{title} (N of every M kept), {steps:,} steps{', ' if one.label else ''}{one.label}")
+        _print(plan_table(one.segments))
+        for line in (*one.notes, *plan_lines(one.segments, made)):
             click.echo(line)
     if plot is not None:
         click.echo(f"plot: {plot}")
@@ -226,7 +226,9 @@ def doctor(as_json: bool) -> None:
     if as_json:
         _print_json(facts.to_dict())
         return
-    for table in _doctor_tables(facts):
+    from nmflow.report.terminal import doctor_tables
+
+    for table in doctor_tables(facts):
         _print(table)
     click.echo("\n".join(["missing:", *(f"  {line}" for line in facts.missing)] if facts.missing else ["all there"]))
 
@@ -302,10 +304,11 @@ def _print_json(facts: dict[str, Any]) -> None:
 
 
 def _print(what: RenderableType) -> None:
-    """Through click rather than rich, so that a closed pipe is handled in one place."""
+    """Through click rather than rich, so that a closed pipe is handled in one place; long rows are not cut."""
     from rich.console import Console
 
     console = Console()
+    console.width = max(console.width, 110)
     with console.capture() as capture:
         console.print(what)
     click.echo(capture.get(), nl=False)
@@ -318,54 +321,18 @@ def _progress_console() -> Console:
     return Console(stderr=True)
 
 
-def _axis_label(axes: tuple[int | None, ...]) -> str:
-    known = [str(axis) for axis in axes if axis is not None]
-    return f"axis {', '.join(known)}" if known else ""
+@dataclass
+class _Plan:
+    """A plan, and the axes that share it."""
 
+    segments: list[Segment]
+    axes: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
-def _plan_table(segments: Sequence[Segment], title: str) -> RenderableType:
-    """One row a segment; what is the same in all of them goes below the table, see `_plan_lines`."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("steps", "phase", "pattern", "density", "D(j)"):
-        table.add_column(heading, no_wrap=True)
-    extra = [column for column in _EXTRA if _varies(segments, column)]
-    for column in extra:
-        table.add_column(column, no_wrap=True)
-    for segment in segments:
-        first, last = segment.first, segment.last
-        decay = f"{first.decay:.3g}" + (f" → {last.decay:.3g}" if first.decay != last.decay else "")
-        row = [f"{segment.start:,}-{segment.end - 1:,}", first.phase, str(first.pattern)]
-        row += [f"{first.pattern.density:.4g}", decay, *(_EXTRA[column](first) for column in extra)]
-        table.add_row(*row)
-    return table
-
-
-def _plan_lines(segments: Sequence[Segment], recipe: Recipe) -> list[str]:
-    """What holds all through the plan, and what its masks are taken from."""
-    first = segments[0].first
-    lines = [f"{name}: {say(first)}" for name, say in _EXTRA.items() if not _varies(segments, name)]
-    if recipe.needs_gradients:
-        lines.append("the mask is chosen by gradients on a few batches (Sparsifier.calibrate)")
-    if recipe.mask == "frozen":
-        lines.append("the mask is taken once and kept")
-    if recipe.mask == "inherit":
-        lines.append("each mask is chosen among the survivors of the one before")
-    return lines
-
-
-_EXTRA: dict[str, Callable[[Stage], str]] = {
-    "pruned gradient": lambda stage: stage.pruned_gradient,
-    "λ": lambda stage: f"{stage.sr_ste:g}",
-    "what fades": lambda stage: "all that is pruned" if stage.outer.is_dense else f"down from {stage.outer}",
-}
-"""Facts of a stage that seldom change within a run."""
-
-
-def _varies(segments: Sequence[Segment], column: str) -> bool:
-    return len({_EXTRA[column](segment.first) for segment in segments}) > 1
+    @property
+    def label(self) -> str:
+        known = ", ".join(map(str, self.axes))
+        return f"{'axis' if len(self.axes) == 1 else 'axes'} {known}" if known else ""
 
 
 def _segments_to_json(segments: Iterable[Segment]) -> list[dict[str, Any]]:
@@ -384,28 +351,3 @@ def _segments_to_json(segments: Iterable[Segment]) -> list[dict[str, Any]]:
         }
         for segment in segments
     ]
-
-
-def _doctor_tables(facts: Facts) -> list[RenderableType]:
-    from rich import box
-    from rich.table import Table
-
-    machine = Table(box=box.SIMPLE_HEAD, show_header=False)
-    torch = f"{facts.torch}, {facts.threads} threads, {facts.cpu}" if facts.torch else "not installed"
-    for name, value in (
-        ("nmflow", facts.nmflow),
-        ("python", facts.python),
-        ("system", f"{facts.system}, {facts.cores} cores"),
-        ("torch", torch),
-        ("devices", "\n".join(facts.devices) or "none"),
-        ("compiler", facts.compiler or "none"),
-    ):
-        machine.add_row(name, value)
-    packages = Table("package", "version", "for", box=box.SIMPLE_HEAD)
-    for package in facts.packages:
-        purpose = "nmflow itself" if package.required else f"{package.purpose} (optional)"
-        packages.add_row(package.name, package.version or "-", purpose)
-    kernels = Table("kernel", "task", "here", box=box.SIMPLE_HEAD)
-    for kernel in facts.kernels:
-        kernels.add_row(kernel.name, kernel.task, kernel.why_not or "runs")
-    return [machine, packages, kernels]

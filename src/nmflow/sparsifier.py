@@ -320,6 +320,10 @@ class Sparsifier:
 
     # -- the end -------------------------------------------------------------------------------------------------
 
+    def detach(self) -> None:
+        """Give the modules their own classes back and leave the weights dense, as if nothing had been attached."""
+        detach(self.model)
+
     @torch.no_grad()
     def finalize(self, model: nn.Module | None = None) -> SparsityReport:
         """Write the mask into the weights, give the modules their own classes back, and check every block.

@@ -79,7 +79,7 @@ def check_loading_is_noticed(host: Host, assign: bool) -> None:
 def check_its_state_loads_into_a_dense_model(host: Host) -> None:
     model, _ = train(host, HALF_WAY)
     dense = host.build(seed=7)
-    dense.load_state_dict(model.state_dict(), strict=True)
+    assert tuple(dense.load_state_dict(model.state_dict(), strict=False)) == ([], [])
     for name, value in dense.state_dict().items():
         assert_same(value, model.state_dict()[name], name)
 

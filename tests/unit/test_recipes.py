@@ -514,6 +514,13 @@ def test_only_the_last_part_fine_tunes_and_each_keeps_its_options() -> None:
     assert [stage.decay for stage in stages[100:106]] == [0.0] * 5 + [1.0]
 
 
+def test_mask_decay_may_come_first_and_again() -> None:
+    subject = sequence((recipe("mdgf-linear", dense=0), 0.5, "4:16"), (recipe("mdgf-linear", dense=0), 1.0))
+    stages = [subject.at(step, 40, "2:32") for step in (0, 7, 14, 20, 27)]
+    found = [(str(stage.pattern), stage.decay) for stage in stages]
+    assert found == [("4:16", 1.0), ("4:16", 0.5), ("4:16", 0.0), ("2:32", 1.0), ("2:32", 0.5)]
+
+
 def test_a_sequence_asks_each_part_for_its_own_axis() -> None:
     subject = sequence(("sdgf-geometric", 0.5, "4:16"), ("ste", 1.0))
     assert str(subject.at(10, 100, "1:16", 32).pattern) == "8:32"
@@ -620,6 +627,14 @@ def test_a_run_that_a_recipe_cannot_have(subject: Recipe, total: int, target: st
     for step in {0, total // 2, total}:
         with pytest.raises(ValueError, match=message):
             subject.at(step, total, target)
+
+
+def test_one_step_for_each_pattern_is_enough() -> None:
+    subject = recipe("sdgf-stepwise", dense=0.2, decay_end=0.6)
+    stages = [subject.at(step, 10, "1:8") for step in range(1, 7)]
+    found = [(stage.phase, str(stage.pattern)) for stage in stages]
+    decay = [("decay", pattern) for pattern in ("7:8", "4:8", "2:8", "1:8")]
+    assert found == [("dense", "dense"), *decay, ("fine-tune", "1:8")]
 
 
 @pytest.mark.parametrize("name", recipes())

@@ -11,7 +11,11 @@ from nmflow.train.config_errors import nearest
 from nmflow.train.data.splits import Data
 
 _ARGUMENTS = {
-    "width": "embed_dim", "depth": "depth", "heads": "num_heads", "patch": "patch_size", "mlp_ratio": "mlp_ratio",
+    "width": "embed_dim",
+    "depth": "depth",
+    "heads": "num_heads",
+    "patch": "patch_size",
+    "mlp_ratio": "mlp_ratio",
 }
 """Our sizes by the names that timm's vision transformers give them; other families refuse them."""
 
@@ -27,12 +31,14 @@ def build_timm(config: ModelConfig, data: Data) -> nn.Module:
         raise ValueError(f"model: {config.name} needs timm: pip install 'nmflow[timm]'") from error
     name = config.name.removeprefix("timm:")
     if data.task != "classification" or len(data.sample_shape) != 3:
-        raise ValueError(f"model: {config.name} takes images, and {data.name} has none; use model=lm-tiny for text")
+        raise ValueError(f"model: {config.name} takes images, not {data.name}; use model=lm-tiny for text")
     if not timm.is_model(name):
         raise ValueError(f'model: timm has no "{name}"{nearest(name, timm.list_models())}')
     channels, height, width = data.sample_shape
     arguments: dict[str, Any] = {
-        theirs: getattr(config, ours) for ours, theirs in _ARGUMENTS.items() if getattr(config, ours) is not None
+        theirs: getattr(config, ours)
+        for ours, theirs in _ARGUMENTS.items()
+        if getattr(config, ours) is not None
     }
     # Models without a fixed size (most convolutional ones) know no img_size.
     if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):

@@ -1,4 +1,4 @@
-"""vit-tiny: the paper's small vision transformer (3 layers, 3 heads, width 192, MLP 4x), on torch's own layers."""
+"""vit-tiny: the paper's small vision transformer (3 layers, 3 heads, width 192, MLP 4x) of torch's layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nmflow.train.data.splits import Data
 
 
 class VisionTransformer(nn.Module):
-    """Images [B, C, H, W] to logits [B, classes]: patches, learned positions, encoder, mean over tokens, head."""
+    """Images [B, C, H, W] to logits [B, classes]: patches, learned positions, encoder, token mean, head."""
 
     def __init__(self, image: tuple[int, int, int], patch: int, num_classes: int, shape: Shape) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ def build_vit(config: ModelConfig, data: Data) -> VisionTransformer:
     Raises `ValueError` where the data are no images or the patch does not divide them.
     """
     if data.task != "classification" or len(data.sample_shape) != 3:
-        raise ValueError(f"model: {config.name} takes images, and {data.name} has none; use model=lm-tiny for text")
+        raise ValueError(f"model: {config.name} takes images, not {data.name}; use model=lm-tiny for text")
     channels, height, width = data.sample_shape
     patch = config.patch or (2 if height < 16 else 4 if height < 64 else 16)
     if height % patch or width % patch:

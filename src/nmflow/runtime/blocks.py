@@ -1,4 +1,4 @@
-"""Which blocks break a pattern: the one form in which `compress`, `verify` and the file reader name them.
+"""What is wrong with a weight, block by block: the one form in which `compress`, `verify` and files say it.
 
 Shape suffixes: R rows, G blocks of a row, S stored entries of a row.
 """
@@ -72,6 +72,12 @@ def bad_offsets(
         reason = f"offsets {_short(found)} of a block of {width}; they must rise and lie below {width}"
         shown.append(BrokenBlock(first_row + row, block, int(values_RS[row, mine].count_nonzero()), reason))
     return int(faulty_RG.count_nonzero()), tuple(shown)
+
+
+def finite_problems(name: str, weight: Tensor) -> list[str]:
+    """One message where a weight holds NaN or inf, else none."""
+    num_bad = weight.numel() - int(torch.isfinite(weight.detach()).count_nonzero())
+    return [f"{name}: {num_bad} of its {weight.numel()} weights are NaN or inf"] if num_bad else []
 
 
 def named(num_broken: int, shown: Sequence[BrokenBlock]) -> str:

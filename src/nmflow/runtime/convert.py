@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nmflow.attach import attached_weights
 from nmflow.layout import to_rows
 from nmflow.masks import block_counts
-from nmflow.runtime.blocks import named, too_full
+from nmflow.runtime.blocks import finite_problems, named, too_full
 from nmflow.runtime.format import LARGEST_M, CompressedNM
 from nmflow.runtime.found import found_slots
 from nmflow.runtime.modules import PackedWeight, is_stored, packed_weights, restore, store
@@ -93,19 +93,7 @@ def is_compressed(model: nn.Module) -> bool:
 def _slots(model: nn.Module, targets: Targets | None) -> tuple[Slot, ...]:
     if targets is not None:
         return resolve(model, targets, "partial").slots
-    known = recorded(model)
-    if known:
-        return known
-    everything = candidates(model)
-    not_finite = [
-        problem
-        for candidate in everything
-        if not candidate.bare
-        for problem in finite_problems(candidate.name, model.get_parameter(candidate.name))
-    ]
-    if not_finite:
-        raise ValueError("\n".join(not_finite))
-    return found_slots(everything, model.get_parameter)
+    return recorded(model) or found_slots(candidates(model), model.get_parameter)
 
 
 # -- checking and packing one weight; the file reader does the same to the tensors of a file ---------------------
@@ -133,12 +121,6 @@ def weight_problems(stored: StoredWeight, weights: Mapping[str, Tensor]) -> list
         if num_broken:
             problems.append(f"{part.label} is not {part.pattern}: {named(num_broken, shown)}")
     return problems
-
-
-def finite_problems(name: str, weight: Tensor) -> list[str]:
-    """One message where a weight holds NaN or inf, else none."""
-    num_bad = weight.numel() - int(torch.isfinite(weight.detach()).count_nonzero())
-    return [f"{name}: {num_bad} of its {weight.numel()} weights are NaN or inf"] if num_bad else []
 
 
 def pack(stored: StoredWeight, weight: Tensor) -> PackedWeight:

@@ -77,7 +77,7 @@ class CompressedNM:
         )
 
     def unpack(self) -> Tensor:
-        """The dense weight, contiguous: the bits of every stored value, +0 elsewhere."""
+        """The dense weight, contiguous: the bits of every stored number (a NaN stays some NaN), +0 elsewhere."""
         rows_RK = expand(self.values, self.offsets, self.axis, self.pattern.n, self.pattern.m)
         return from_rows(rows_RK, self.shape, self.layout).contiguous()
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from nmflow.layout import to_rows
 from nmflow.masks import block_counts
 from nmflow.pattern import Pattern
+from nmflow.runtime.blocks import finite_problems
 from nmflow.targets import Candidate, Slot
 
 
@@ -35,13 +36,17 @@ def tightest(rows_RK: Tensor) -> Pattern | None:
 def found_slots(known: Iterable[Candidate], weight_of: Callable[[str], Tensor]) -> tuple[Slot, ...]:
     """Slots for every candidate weight in which a pattern is found; row slices of one pattern are one slot.
 
-    Biases, norms and embeddings are not looked at: they are compressed where somebody asks for it.
+    Biases, norms and embeddings are not looked at: they are compressed where somebody asks for it. Raises
+    `ValueError` naming every weight that holds NaN or inf.
     """
-    slots = []
+    slots: list[Slot] = []
+    problems: list[str] = []
     for candidate in known:
         if candidate.bare:
             continue
-        rows_RK = to_rows(weight_of(candidate.name).detach(), candidate.layout)
+        weight = weight_of(candidate.name).detach()
+        problems += finite_problems(candidate.name, weight)
+        rows_RK = to_rows(weight, candidate.layout)
         slices = [rows or (0, rows_RK.shape[0]) for _, rows in candidate.slices()]
         found = [tightest(rows_RK[start:stop]) for start, stop in slices]
         if len(set(found)) == 1:
@@ -50,4 +55,6 @@ def found_slots(known: Iterable[Candidate], weight_of: Callable[[str], Tensor]) 
             if pattern is not None:
                 whole = None if len(slices) == 1 else rows
                 slots.append(Slot(candidate.name, candidate.layout, candidate.shape, pattern, whole, "found"))
+    if problems:
+        raise ValueError("\n".join(problems))
     return tuple(slots)

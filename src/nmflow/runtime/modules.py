@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, cast
 
 import torch
@@ -202,11 +201,15 @@ class _StorageOnly(_Stored):
         return _rebuild, self._nm_derived_from, self.__dict__
 
 
-@cache
+_CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
+
+
 def _storage_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
     """One class per (class, names), so that equal modules share compiled code. It holds no state."""
-    readers = {name: _reader(name) for name in names}
-    return type(f"NM{base.__name__}", (_StorageOnly, base), {**readers, "_nm_derived_from": (base, names)})
+    if (base, names) not in _CLASSES:
+        body = {**{name: _reader(name) for name in names}, "_nm_derived_from": (base, names)}
+        _CLASSES[base, names] = type(f"NM{base.__name__}", (_StorageOnly, base), body)
+    return _CLASSES[base, names]
 
 
 def _rebuild(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
@@ -229,9 +232,10 @@ def store(module: nn.Module, weights: Mapping[str, PackedWeight]) -> None:
     """Turn a module into its runtime layer, in place: `weights` (by local name) take the parameters' places."""
     cls = _runtime_class(module, weights)
     module.__dict__[_DENSE_FORM] = _DenseForm(type(module), tuple(module._parameters))
-    for local, packed in weights.items():
+    for local in weights:
         del module._parameters[local]
-        module._modules[f"{local}_nm"] = packed
+    # In front of the children, as parameters are: the first name of a tied weight stays the first.
+    module._modules = {**{f"{local}_nm": packed for local, packed in weights.items()}, **module._modules}
     if issubclass(cls, NMLinear) and not isinstance(module, nn.Linear):
         linear = cast(nn.Linear, module)  # a Conv1D: people ask every linear layer for these
         linear.out_features, linear.in_features = weights["weight"].stored.shape[::-1]

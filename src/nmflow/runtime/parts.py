@@ -18,6 +18,7 @@ class Part:
     start: int
     stop: int
     pattern: Pattern | None
+    rule: str = ""
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,11 @@ class StoredWeight:
         return rows_shape(self.shape, self.layout)[1]
 
     def slots(self) -> Iterator[Slot]:
-        """The slots that these parts came from, without their rules."""
+        """The slots that these parts came from."""
         for part in self.parts:
             if part.pattern is not None:
                 rows = None if len(self.parts) == 1 else (part.start, part.stop)
-                yield Slot(self.name, self.layout, self.shape, part.pattern, rows)
+                yield Slot(self.name, self.layout, self.shape, part.pattern, rows, part.rule)
 
 
 def stored_weights(slots: Iterable[Slot]) -> tuple[StoredWeight, ...]:
@@ -76,7 +77,7 @@ def _divide(name: str, slots: list[Slot], problems: list[str]) -> StoredWeight:
         if start > end:
             parts.append(Part(f"{name}[{end}:{start}]", end, start, None))
         whole = (start, stop) == (0, num_rows)
-        parts.append(Part(name if whole else f"{name}[{start}:{stop}]", start, stop, slot.pattern))
+        parts.append(Part(name if whole else f"{name}[{start}:{stop}]", start, stop, slot.pattern, slot.rule))
         end = stop
     if end < num_rows:
         parts.append(Part(f"{name}[{end}:{num_rows}]", end, num_rows, None))

@@ -48,7 +48,7 @@ class WeightView(Tensor):
         return view
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> torch.device:  # type: ignore[override]
         return self._device
 
     @property
@@ -66,8 +66,9 @@ class WeightView(Tensor):
         kwargs = kwargs or {}
         if func in _METADATA:
             return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
+        written = args[0] if args else next(iter(kwargs.values()), None)
         if isinstance(kwargs.get("out"), WeightView) or (
-            args and isinstance(args[0], WeightView) and _writes(getattr(func, "__name__", ""))
+            isinstance(written, WeightView) and _writes(getattr(func, "__name__", ""))
         ):
             raise RuntimeError(
                 f"{func.__name__} would write into a compressed weight, which is read only; change the dense model "

@@ -22,6 +22,11 @@ class Recipe(ABC):
     needs_gradients: ClassVar[bool] = False
     """True where gradients choose the mask, so that `Sparsifier.calibrate` has to run first."""
 
+    @property
+    def label(self) -> str:
+        """What to call it in a heading."""
+        return self.name
+
     @abstractmethod
     def at(self, step: int, total_steps: int, target: Pattern | str, axis: int | None = None) -> Stage:
         """The stage that rules the forward of `step` = 0 ... T-1; `step` = T gives the final state.

@@ -44,6 +44,10 @@ class Sequence(Recipe):
         if problems := list(_problems(self.parts)):
             raise ValueError(f"recipe sequence: {'; '.join(problems)}")
 
+    @property
+    def label(self) -> str:
+        return ", then ".join(part.recipe.name for part in self.parts)
+
     def at(self, step: int, total_steps: int, target: Pattern | str, axis: int | None = None) -> Stage:
         total_steps = whole(total_steps, "total_steps", least=1)
         step = step_in_run(step, total_steps)

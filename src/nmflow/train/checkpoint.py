@@ -18,13 +18,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import nmflow
+from nmflow.runtime.atomic import replacing
 from nmflow.sparsifier import Sparsifier
 from nmflow.train.config import TrainConfig
-from nmflow.train.files import replacing
 
 FORMAT = "nmflow-checkpoint"
 VERSION = 1
 
+_PARTS = ("model", "optimizer", "mask")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state beside its step count: tensors like the parameter."""
 
@@ -97,8 +98,9 @@ def load_checkpoint(path: Path, state: State) -> Position:
         f"{key}: the checkpoint has {there!r}, this run {here!r}"
         for key, there, here in _differences(meta["config"], _config_of(state))
     ]
-    parts = _by_part(tensors)
+    parts = {part: _part(tensors, part) for part in _PARTS}
     mine = _model_tensors(state.model)
+    problems += [f"{name}: no part of a run" for name in tensors if name.partition("/")[0] not in _PARTS]
     problems += _model_problems(parts["model"], mine)
     problems += _optimizer_problems(parts["optimizer"], state)
     if (meta["scaler"] is None) != (state.scaler is None):
@@ -127,7 +129,7 @@ def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
     found: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor):
-            raise ValueError(f"{name}: the model keeps a {type(tensor).__name__} in its state, which no file of ours holds")
+            raise ValueError(f"{name}: the model's state holds a {type(tensor).__name__}, a checkpoint tensors only")
         found.setdefault(id(tensor), (f"model/{name}", tensor))
     return dict(found.values())
 
@@ -197,8 +199,8 @@ def _meta(path: Path, written: str | None) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path}: its metadata are no JSON: {error}") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        found = meta.get("format") if isinstance(meta, dict) else None
-        raise ValueError(f"{path}: a safetensors file, but not a checkpoint of a run" + (f" ({found})" if found else ""))
+        found = f" ({meta.get('format')})" if isinstance(meta, dict) else ""
+        raise ValueError(f"{path}: a safetensors file{found}, but not the checkpoint of a run")
     if meta.get("version") != VERSION:
         raise ValueError(f"{path}: checkpoint version {meta.get('version')!r}; this nmflow reads version {VERSION}")
     broken = [key for key, kind in _META.items() if key not in meta or not isinstance(meta[key], kind)]
@@ -207,14 +209,8 @@ def _meta(path: Path, written: str | None) -> dict[str, Any]:
     return meta
 
 
-def _by_part(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "mask": {}}
-    for name, tensor in tensors.items():
-        part = name.partition("/")[0]
-        if part not in parts:
-            raise ValueError(f'tensor "{name}" is of no known part ({", ".join(parts)})')
-        parts[part][name] = tensor
-    return parts
+def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(f"{part}/")}
 
 
 def _differences(there: Any, here: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 MODELS = ("vit-tiny", "lm-tiny")
 """Models of our own; `timm:NAME` builds any of timm's."""
 
+MAX_SEEDS = 1000
+"""Runs of one recipe in a comparison."""
+
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -47,7 +50,9 @@ def _items(value: Any) -> Any:
 
 
 def _seed_items(value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 1 <= value <= MAX_SEEDS:
+            raise ValueError(f"{value} is no count from 1 to {MAX_SEEDS}; a single seed is a list: [{value}]")
         return tuple(range(value))
     return _items(value)
 
@@ -92,23 +97,15 @@ def build_recipe(value: str | dict[str, Any] | list[Any]) -> Recipe:
 
     Raises `ValueError` or `TypeError` as `nmflow.recipe` and `nmflow.sequence` do.
     """
-    from nmflow.schedules import recipe, sequence
+    from nmflow.schedules import Recipe, recipe, sequence
 
     if isinstance(value, str):
         return recipe(value)
     if isinstance(value, dict):
-        if not isinstance(value.get("name"), str):
-            raise ValueError('a recipe\'s mapping needs a name: {name: mdgf-linear, dense: 0.1}')
-        return recipe(value["name"], **{key: option for key, option in value.items() if key != "name"})
+        return Recipe.from_dict(value)
     if isinstance(value, list):
-        return sequence(*(_part(part) for part in value))
+        return sequence(*value)
     raise ValueError(f"a recipe is a name, a mapping with a name, or a list of parts, not {value!r}")
-
-
-def _part(part: Any) -> Any:
-    if isinstance(part, dict) and isinstance(part.get("recipe"), dict):
-        return {**part, "recipe": build_recipe(part["recipe"])}
-    return part
 
 
 class _Settings(BaseModel):
@@ -230,7 +227,7 @@ class RunConfig(_Settings):
     """A last block shorter than M: refuse, keep min(N, r) of it, or leave the layer dense."""
     mask_every: Count = 1
     """Optimizer steps between two masks."""
-    steps: Count = 400
+    steps: Count = 300
     """Optimizer steps of the run."""
     batch: Count = 64
     """Items of one optimizer step, over all processes and micro-batches."""

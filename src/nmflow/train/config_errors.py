@@ -60,7 +60,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     by_last = {key.rpartition(".")[2]: key for key in reversed(known)}
     if last in by_last:
         return f'; did you mean "{by_last[last]}"?'
-    close = difflib.get_close_matches(word, [key for key in known if not word.startswith(f"{key}.")], n=1)
+    others = [key for key in known if not word.startswith(f"{key}.")]
+    close = difflib.get_close_matches(word, others, n=1, cutoff=0.5)
     close = close or [by_last[leaf] for leaf in difflib.get_close_matches(last, by_last, n=1)]
     return f'; did you mean "{close[0]}"?' if close else ""
 
@@ -76,7 +77,8 @@ def _line(problem: dict[str, Any], keys: list[str], source: Source) -> str:
         return f"{key}: no such key{nearest(key, keys)}{origin}"
     if kind == "value_error":
         return f"{key}: {context['error']}{origin}"
-    expected = _EXPECTED[kind].format(**context) if kind in _EXPECTED else problem["msg"]
+    limits = {name: f"{limit:.12g}" if isinstance(limit, float) else limit for name, limit in context.items()}
+    expected = _EXPECTED[kind].format(**limits) if kind in _EXPECTED else problem["msg"]
     hint = nearest(value, _choices(context)) if kind == "literal_error" and isinstance(value, str) else ""
     return f"{key}: expected {expected}, found {value!r:.80}{hint}{origin}"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from nmflow.runtime.atomic import replacing
 
 
 def check_new(path: Path, command: str) -> None:
@@ -21,23 +21,10 @@ def check_new(path: Path, command: str) -> None:
         )
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file to write instead of `path`: moved there once it is whole and on disk, removed if anything fails.
-
-    Whatever happens, a reader finds the old file or the new one. What a killed process leaves (`.NAME.partial`) the
-    next one overwrites.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        _sync(partial, os.O_RDWR)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        _sync(path.parent, os.O_RDONLY)
+def remove_leftovers(path: Path) -> None:
+    """Delete what a process that was killed while writing has left behind in a folder."""
+    for leftover in path.glob(".*.part"):
+        leftover.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -78,12 +65,5 @@ class MetricsLog:
         return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
-
-
-def _sync(path: Path, flags: int) -> None:
-    handle = os.open(path, flags)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,4 +1,4 @@
-"""Random changes to a batch of images: tensor operations whose randomness comes from the given generator alone."""
+"""Random changes to a batch of images; the randomness comes from the given generator alone."""
 
 from __future__ import annotations
 

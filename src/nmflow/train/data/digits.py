@@ -9,7 +9,7 @@ from nmflow.train.data.splits import Data, Pixels, TensorSplit, rank_in_class
 
 
 def load_digits(config: DataConfig) -> Data:
-    """Images [1, 8, 8] of 10 classes in a fixed split: of every ten images of a class two are test, one is val.
+    """Images [1, 8, 8] of 10 classes, split for good: of every ten of a class two are test, one is val.
 
     Pixels 0 to 16 are brought to mean 0 and variance 1 with the train split's numbers. `augment=True` shifts
     training images by up to one pixel; a mirrored digit would be another one.

@@ -83,7 +83,7 @@ class FileSplit:
         return len(self.files.paths)
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Inputs [B, 3, S, S] and labels [B]; a few threads decode. Raises `ValueError` with a bad file's path."""
+        """Inputs [B, 3, S, S] and labels [B]; a few threads decode. Raises `ValueError` naming a bad file."""
         paths = [self.files.paths[index] for index in indices.tolist()]
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
             images = list(pool.map(lambda path: read_image(path, self.size), paths))
@@ -96,8 +96,9 @@ def read_image(path: Path, size: int) -> np.ndarray:
 
     try:
         with Image.open(path) as image:
-            pixels: np.ndarray = np.asarray(ImageOps.fit(image.convert("RGB"), (size, size)))
-            return pixels.transpose(2, 0, 1)
+            fitted = ImageOps.fit(image.convert("RGB"), (size, size))
+            pixels: np.ndarray = np.asarray(fitted).transpose(2, 0, 1)
+            return pixels
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: no readable image: {error}") from error
 
@@ -111,12 +112,13 @@ def _size_of(path: Path) -> int:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: no readable image: {error}") from error
     if width != height:
-        raise ValueError(f"{path}: {width}x{height} is not square; say which size is wanted: data.image_size=...")
+        raise ValueError(f"{path}: {width}x{height} is not square; say which size: data.image_size=...")
     return width
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    entries = (entry for entry in folder.iterdir() if entry.is_dir())
+    return sorted(entry.name for entry in entries if not entry.name.startswith("."))
 
 
 def _scan(folder: Path, classes: list[str]) -> Files:

@@ -19,10 +19,10 @@ _KEYS = {"header": np.uint8, "data": np.uint8, "offsets": np.integer, "labels": 
 
 
 def read_jpeg_npz(path: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Bytes [n, 3, size, size] and labels [n]; image i is the JPEG header + data[offsets[i] : offsets[i + 1]].
+    """Bytes [n, 3, size, size] and labels [n]; image i is the JPEG header + data[offsets[i]:offsets[i+1]].
 
-    Sizes and offsets are checked before anything large is read; pickled arrays are refused. Raises `ValueError`
-    with the file, and where one image is at fault its number.
+    Sizes and offsets are checked before anything large is read; pickled arrays are refused. Raises
+    `ValueError` with the file, and where one image is at fault its number.
     """
     arrays = _arrays(path)
     header, content = arrays["header"].tobytes(), arrays["data"].tobytes()
@@ -86,7 +86,7 @@ def _decode(content: bytes, size: int, what: str) -> np.ndarray:
             if image.size != (size, size) or image.mode != "RGB":
                 found = f"{image.mode} {image.size[0]}x{image.size[1]}"
                 raise ValueError(f"{what}: {found}, expected RGB {size}x{size}")
-            pixels: np.ndarray = np.asarray(image)
-            return pixels.transpose(2, 0, 1)
+            pixels: np.ndarray = np.asarray(image).transpose(2, 0, 1)
+            return pixels
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{what}: no readable JPEG: {error}") from error

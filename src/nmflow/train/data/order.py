@@ -1,4 +1,4 @@
-"""Which items a step sees: a pure function of (seed, step), so that a run resumes anywhere to the same bits."""
+"""Which items a step sees: a pure function of (seed, step), so that a run resumes anywhere, bit for bit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 def batch_indices(num_items: int, batch: int, seed: int, step: int) -> Tensor:
     """Items of optimizer step `step` = 0, 1, ..., an int64 tensor [batch].
 
-        position p = step·batch + i,    epoch = p div num_items,    item = permutation(seed, epoch)[p mod num_items]
+        p = step·batch + i,    epoch = p div num_items,    item = permutation(seed, epoch)[p mod num_items]
 
     Every epoch is a permutation of its own; a batch that begins in one epoch ends in the next, so nothing is
     dropped and all batches are full. Raises `ValueError` where a size is below 1 or the step below 0.
@@ -59,11 +59,11 @@ def share(
 
 
 def step_generator(seed: int, step: int, first: int = 0) -> torch.Generator:
-    """Randomness for one share of one step (augmentation); `first` is the share's first position in the batch."""
+    """Randomness of one share of one step (augmentation); `first` is where the share begins in the batch."""
     return torch.Generator().manual_seed(_seed("augment", seed, step, first))
 
 
-# Pure, so remembering is safe: two epochs, since a batch may lie in both; nobody gets the tensor itself to write to.
+# A batch may lie in two epochs. Callers get copies, never the remembered tensor.
 @lru_cache(maxsize=2)
 def _permutation(num_items: int, seed: int, epoch: int) -> Tensor:
     generator = torch.Generator().manual_seed(_seed("order", seed, epoch))

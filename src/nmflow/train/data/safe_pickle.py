@@ -63,7 +63,7 @@ _ALLOWED = {
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
-            raise _RefusedError(f"refused: it asks for {module}.{name}; only numpy arrays and plain containers are read")
+            raise _RefusedError(f"it asks for {module}.{name}; only numpy arrays and plain containers pass")
         return _ALLOWED[module, name]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -52,12 +51,9 @@ class Data:
         return "; ".join([f"{self.name}: inputs {shape}, {self.num_classes} {kind}, {sizes}", *self.notes])
 
 
-Preprocess = Callable[[Tensor], Tensor]
-
-
 @dataclass(frozen=True)
 class Pixels:
-    """From stored bytes [B, C, H, W] to a network's input: augment, then x = (pixel - mean) / std per channel."""
+    """From bytes [B, C, H, W] to a network's input: augment, then (pixel - mean) / std per channel."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]

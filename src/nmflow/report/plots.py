@@ -1,0 +1,198 @@
+"""How runs look: one run over its steps, and many runs side by side. Everything drawn is read from run folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+
+from nmflow.report.folder import RunFolder, read_metrics
+from nmflow.report.tables import Cell
+
+SPARSE = "#0b6bb3"
+DENSE = "0.55"
+_SHADES = {"dense": "0.88", "decay": "0.95", "fine-tune": "1.0"}
+_COLOURS = ("#0b6bb3", "#d1495b", "#2e8b57", "#b8860b", "#7b52ab", "#d2691e", "#1f9e9e", "#8b5a6b", "#556b2f")
+
+Lines = list[dict[str, Any]]
+
+
+def plot_training(run_dir: str | Path, path: str | Path) -> None:
+    """Draw D(j), density, loss and accuracy of a run over its steps to a PNG; the dense run beside it in grey.
+
+    Raises `ValueError` where the run has no figures yet.
+    """
+    folder = RunFolder(Path(run_dir))
+    sparse, dense = read_metrics(folder.metrics), read_metrics(folder.dense.metrics)
+    states = [line for line in sparse if "phase" in line]
+    if not states:
+        raise ValueError(f"{folder.metrics}: no figures to draw yet")
+    figure = Figure(figsize=(8.0, 8.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(4, 1, sharex=True, height_ratios=(1, 1, 1.3, 1.3))
+    last = max(line["step"] for line in sparse + dense)
+    for axes in panels:
+        _shade(axes, states, last)
+        axes.grid(axis="y", color="0.8", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    _draw_decay(panels[0], states)
+    _draw_density(panels[1], states)
+    _draw_loss(panels[2], sparse, dense)
+    _draw_accuracy(panels[3], sparse, dense)
+    _name_phases(panels[0], states, last)
+    panels[-1].set(xlabel="optimizer step", xlim=(0, last))
+    panels[-1].xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    figure.align_ylabels(panels)
+    figure.savefig(path, dpi=150, format="png")
+
+
+def plot_compare(cells: Sequence[Cell], path: str | Path) -> None:
+    """Draw test accuracies by pattern and recipe to a PNG: every run a dot, the mean a bar, the dense runs in grey.
+
+    Raises `ValueError` where no run is done.
+    """
+    done = [cell for cell in cells if cell.mean is not None]
+    if not done:
+        raise ValueError("no run is done, so there is nothing to draw")
+    patterns = list(dict.fromkeys(cell.pattern for cell in cells if cell.pattern != "dense")) or ["dense"]
+    recipes = list(dict.fromkeys(cell.recipe for cell in cells if cell.pattern in patterns))
+    figure = Figure(figsize=(max(6.4, 2.0 + 1.1 * len(patterns) * len(recipes) ** 0.5), 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for cell in done:
+        if cell.pattern == "dense" and patterns != ["dense"]:
+            _draw_dense_band(axes, cell)
+        else:
+            place = patterns.index(cell.pattern) + _offset(recipes.index(cell.recipe), len(recipes))
+            _draw_cell(axes, cell, place, _COLOURS[recipes.index(cell.recipe) % len(_COLOURS)], 0.3 / len(recipes))
+    handles, labels = axes.get_legend_handles_labels()
+    first = {label: handle for handle, label in reversed(list(zip(handles, labels, strict=True)))}
+    figure.legend(
+        list(reversed(first.values())), list(reversed(first)), loc="outside upper center", frameon=False,
+        ncols=min(len(first), 3),
+    )  # fmt: skip
+    axes.set_xticks(range(len(patterns)), patterns)
+    axes.set(xlabel="pattern N:M (N kept of every M)", ylabel="test accuracy", xlim=(-0.6, len(patterns) - 0.4))
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
+    axes.margins(y=0.1)
+    axes.grid(axis="y", color="0.85", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150, format="png")
+
+
+# -- the panels of one run ---------------------------------------------------------------------------------------
+
+
+def _draw_decay(axes: Axes, states: Lines) -> None:
+    _steps(axes, states, "decay", SPARSE)
+    axes.set(ylabel="decay D(j)", ylim=(-0.05, 1.25), yticks=[0, 0.5, 1])
+
+
+def _draw_density(axes: Axes, states: Lines) -> None:
+    _steps(axes, states, "density", SPARSE)
+    lowest = min(line["density"] for line in states)
+    axes.set_yscale("log", base=2)
+    axes.set(ylabel="density of W~", ylim=(lowest / 1.6, 2.2))
+    powers = [power for power in range(12) if 2.0**-power >= lowest / 1.6]
+    axes.set_yticks([2.0**-power for power in powers], [f"1/{2**power}" if power else "1" for power in powers])
+    axes.minorticks_off()
+    shown = None
+    for before, line in pairwise([{"pattern": "dense", "step": -1}, *states]):
+        if line["pattern"] != before["pattern"] and line["pattern"] != "dense":
+            if shown is None or line["step"] - shown > 0.06 * states[-1]["step"]:
+                axes.annotate(
+                    line["pattern"], (line["step"], line["density"]), xytext=(4, 4), textcoords="offset points",
+                    fontsize=8, color="0.25",
+                )  # fmt: skip
+                shown = line["step"]
+
+
+def _draw_loss(axes: Axes, sparse: Lines, dense: Lines) -> None:
+    for lines, colour, name in ((dense, DENSE, "dense"), (sparse, SPARSE, "sparse")):
+        _line(axes, lines, "loss", colour, alpha=0.45, linewidth=0.9, label=f"{name}, training batch")
+        _line(axes, lines, "val_loss", colour, linewidth=1.8, label=f"{name}, validation")
+    values = [line[key] for line in sparse + dense for key in ("loss", "val_loss") if key in line]
+    axes.set(ylabel="loss")
+    if values and min(values) > 0 and max(values) / min(values) > 20:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8, loc="upper right", ncols=2 if dense else 1)
+
+
+def _draw_accuracy(axes: Axes, sparse: Lines, dense: Lines) -> None:
+    for lines, colour, name in ((dense, DENSE, "dense"), (sparse, SPARSE, "sparse")):
+        _line(axes, lines, "val_accuracy", colour, linewidth=1.8, marker="o", markersize=3, label=name)
+    axes.set(ylabel="validation accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    if axes.lines:
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
+
+
+def _steps(axes: Axes, lines: Lines, key: str, colour: str) -> None:
+    """A quantity that holds from each logged step to the next."""
+    steps, values = [line["step"] for line in lines], [line[key] for line in lines]
+    axes.plot(steps, values, color=colour, linewidth=1.8, drawstyle="steps-post")
+
+
+def _line(axes: Axes, lines: Lines, key: str, colour: str, **style: Any) -> None:
+    found = [line for line in lines if key in line]
+    if found:
+        axes.plot([line["step"] for line in found], [line[key] for line in found], color=colour, **style)
+
+
+def _phases(states: Lines, last: int) -> list[tuple[str, int, int]]:
+    """(phase, first step, end): a change of phase always has a line of its own in the log."""
+    starts = [states[0], *(line for before, line in pairwise(states) if line["phase"] != before["phase"])]
+    ends = [*(line["step"] for line in starts[1:]), last]
+    return [(line["phase"], line["step"], end) for line, end in zip(starts, ends, strict=True) if end > line["step"]]
+
+
+def _shade(axes: Axes, states: Lines, last: int) -> None:
+    for phase, start, end in _phases(states, last):
+        axes.axvspan(start, end, color=_SHADES[phase], linewidth=0, zorder=0)
+
+
+def _name_phases(axes: Axes, states: Lines, last: int) -> None:
+    """The phase at the top of each stretch that has room for the word, else turned upright in its middle."""
+    for phase, start, end in _phases(states, last):
+        part = (end - start) / last
+        if part > 0.02:
+            narrow = part < 0.1
+            axes.text(
+                (start + end) / 2, 0.42 if narrow else 0.97, phase, rotation=90 if narrow else 0,
+                transform=axes.get_xaxis_transform(), ha="center", va="center" if narrow else "top",
+                color="0.35", fontsize=9,
+            )  # fmt: skip
+
+
+# -- the marks of many runs --------------------------------------------------------------------------------------
+
+
+def _offset(number: int, count: int) -> float:
+    """Where the recipe of this number stands around its pattern's tick."""
+    return 0.8 * ((number + 0.5) / count - 0.5)
+
+
+def _draw_cell(axes: Axes, cell: Cell, place: float, colour: str, half: float) -> None:
+    done = [accuracy for accuracy in cell.accuracies if accuracy is not None]
+    assert cell.mean is not None
+    spread = [(number - (len(done) - 1) / 2) * half * 0.6 for number in range(len(done))]
+    axes.hlines(cell.mean, place - half, place + half, color=colour, linewidth=2.5, label=cell.recipe)
+    axes.plot([place + shift for shift in spread], done, "o", color=colour, markersize=5, alpha=0.6)
+
+
+def _draw_dense_band(axes: Axes, cell: Cell) -> None:
+    assert cell.mean is not None
+    assert cell.min is not None
+    assert cell.max is not None
+    axes.axhspan(cell.min, cell.max, color=DENSE, alpha=0.2, linewidth=0)
+    axes.axhline(cell.mean, color=DENSE, linewidth=1.5, label=f"{cell.recipe} (mean and range of {cell.n})")

@@ -1,0 +1,191 @@
+"""What is said of results in text: figures come from the JSON of run folders, and a missing run shows as missing."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nmflow.report.folder import RunFolder, read_json
+
+
+def percent(fraction: float | None, digits: int = 1) -> str:
+    """A fraction for people.
+
+    >>> percent(0.9638), percent(0.9638, 2), percent(None)
+    ('96.4 %', '96.38 %', 'missing')
+    """
+    return "missing" if fraction is None else f"{100 * fraction:.{digits}f} %"
+
+
+def recipe_label(recipe: str | dict[str, Any] | list[Any]) -> str:
+    """A recipe, as a configuration writes it, in a few words.
+
+    >>> recipe_label("ste"), recipe_label({"name": "mdgf-linear", "dense": 0.1})
+    ('ste', 'mdgf-linear (dense=0.1)')
+    >>> recipe_label([{"recipe": "sdgf-stepwise", "until": 0.5, "pattern": "4:16"}, ["mdgf-linear", 1.0]])
+    'sdgf-stepwise to 4:16, mdgf-linear'
+    """
+    if isinstance(recipe, str):
+        return recipe
+    if isinstance(recipe, dict):
+        options = ", ".join(f"{key}={value}" for key, value in recipe.items() if key != "name")
+        return f"{recipe['name']} ({options})" if options else str(recipe["name"])
+    return ", ".join(_part_label(part) for part in recipe)
+
+
+def _part_label(part: dict[str, Any] | Sequence[Any]) -> str:
+    if isinstance(part, dict):
+        name, pattern = part["recipe"], part.get("pattern")
+    else:
+        name, pattern = part[0], part[2] if len(part) > 2 else None
+    return recipe_label(name) + (f" to {pattern}" if pattern else "")
+
+
+# -- one run -----------------------------------------------------------------------------------------------------
+
+
+def result_lines(folder: RunFolder) -> list[str]:
+    """The last words of a run: accuracies, proof, bytes, and where everything lies."""
+    result = read_json(folder.result)
+    dense, compressed = result["dense"], result["compressed"]
+    lines = []
+    if dense is not None:
+        lines.append(f"dense test accuracy:  {_accuracy(dense['test'])}")
+    kind = "dense" if compressed is None else "sparse"
+    what = "" if compressed is None else f", {result['pattern']} by {recipe_label(result['config']['recipe'])}"
+    lines.append(f"{kind + ' test accuracy:':21} {_accuracy(result['test'])}{what}")
+    if compressed is not None:
+        lines.append(f"compressed:           {_accuracy(compressed['test'])}, measured from the compressed file")
+        lines.append(verdict(result["verify"]))
+        lines.append(bytes_line(compressed["bytes_before"], compressed["bytes_after"]))
+    return [*lines, f"run folder: {folder.path}", f"plot: {folder.plot}", f"report: {folder.page}"]
+
+
+def verdict(proof: dict[str, Any]) -> str:
+    """`verified: k of k layers are N:M`, from a verify report as JSON."""
+    good = sum(not layer["broken"] for layer in proof["layers"])
+    word = "verified" if proof["ok"] else "not verified"
+    return f"{word}: {good} of {len(proof['layers'])} layers are N:M"
+
+
+def bytes_line(before: int, after: int) -> str:
+    """Bytes of the dense and of the compressed file.
+
+    >>> bytes_line(5_000_000, 2_000_000)
+    'bytes: 5,000,000 -> 2,000,000 (2.50 times smaller)'
+    """
+    return f"bytes: {before:,} -> {after:,} ({before / after:.2f} times smaller)"
+
+
+def _accuracy(score: dict[str, Any]) -> str:
+    """`96.4 % (343 of 356)`: the count says how fine the scale is."""
+    return f"{percent(score['accuracy'])} ({round(score['accuracy'] * score['items']):,} of {score['items']:,})"
+
+
+# -- many runs ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run that a comparison asks for, done or not."""
+
+    recipe: str
+    pattern: str
+    seed: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Runs of one recipe and pattern that differ in their seed alone.
+
+        mean = Σ a / n,    sd = √(Σ (a - mean)² / (n - 1))     over the n runs that are done
+
+    `accuracies` are in 0..1, seed by seed, None for a run that is missing; `sd` is None for fewer than two.
+    """
+
+    recipe: str
+    pattern: str
+    seeds: tuple[int, ...]
+    accuracies: tuple[float | None, ...]
+    n: int
+    mean: float | None
+    sd: float | None
+    min: float | None
+    max: float | None
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Seeds without a result."""
+        return tuple(seed for seed, a in zip(self.seeds, self.accuracies, strict=True) if a is None)
+
+    def text(self) -> str:
+        """`96.43 ± 0.41`, in percent; n decides whether there is a spread to show."""
+        if self.mean is None:
+            return "missing"
+        return f"{100 * self.mean:.2f}" + ("" if self.sd is None else f" ± {100 * self.sd:.2f}")
+
+
+def read_cells(planned: Iterable[PlannedRun]) -> list[Cell]:
+    """Read the test accuracies of planned runs from their folders, in the order of the plan."""
+    groups: dict[tuple[str, str], list[PlannedRun]] = {}
+    for run in planned:
+        groups.setdefault((run.recipe, run.pattern), []).append(run)
+    return [_cell(recipe, pattern, runs) for (recipe, pattern), runs in groups.items()]
+
+
+def _cell(recipe: str, pattern: str, runs: Sequence[PlannedRun]) -> Cell:
+    accuracies = tuple(_test_accuracy(RunFolder(run.folder)) for run in runs)
+    done = [accuracy for accuracy in accuracies if accuracy is not None]
+    return Cell(
+        recipe,
+        pattern,
+        tuple(run.seed for run in runs),
+        accuracies,
+        n=len(done),
+        mean=math.fsum(done) / len(done) if done else None,
+        sd=statistics.stdev(done) if len(done) > 1 else None,
+        min=min(done, default=None),
+        max=max(done, default=None),
+    )
+
+
+def _test_accuracy(folder: RunFolder) -> float | None:
+    if not folder.result.exists():
+        return None
+    accuracy: float = read_json(folder.result)["test"]["accuracy"]
+    return accuracy
+
+
+def table_to_json(cells: Sequence[Cell]) -> dict[str, Any]:
+    """The table as plain data, with what its columns mean."""
+    return {
+        "format": 1,
+        "measured": "test accuracy of the finalized model, 0 to 1",
+        "sd": "sample standard deviation over seeds, n - 1 in the denominator",
+        "cells": [{**asdict(cell), "missing": list(cell.missing)} for cell in cells],
+    }
+
+
+def table_lines(cells: Sequence[Cell]) -> list[str]:
+    """The table as padded Markdown: mean ± standard deviation, n, range, and the distance to the dense runs."""
+    dense = next((cell.mean for cell in cells if cell.pattern == "dense"), None)
+    rows = [["pattern", "recipe", "test accuracy, %", "n", "min", "max", "to dense"]]
+    for cell in cells:
+        n = f"{cell.n}" if not cell.missing else f"{cell.n} of {len(cell.seeds)}"
+        rows.append([cell.pattern, cell.recipe, cell.text(), n, _hundred(cell.min), _hundred(cell.max)])
+        known = dense is not None and cell.mean is not None and cell.pattern != "dense"
+        rows[-1].append(f"{100 * (cell.mean - dense):+.2f}" if known else "")  # type: ignore[operator]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
+
+
+def _hundred(fraction: float | None) -> str:
+    return "" if fraction is None else f"{100 * fraction:.2f}"

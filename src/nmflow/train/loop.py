@@ -1,0 +1,276 @@
+"""The training loop: every optimizer step is a function of the state of the run and of (seed, step), nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from nmflow.models import build_model
+from nmflow.sparsifier import Sparsifier, SparsityReport
+from nmflow.train.checkpoint import Position, State
+from nmflow.train.config import TrainConfig
+from nmflow.train.data import Data, Split, batch_indices, share, step_generator
+from nmflow.train.optim import build_optimizer, learning_rate
+from nmflow.train.recorder import Recorder
+from nmflow.train.stop import how_to_resume
+
+EVAL_BATCH = 256
+CALIBRATION_BATCHES = 4
+"""Batches whose gradients score the weights for snip."""
+
+
+class DivergedError(ValueError):
+    """A loss or gradient is NaN or inf; the last checkpoint is older and sound."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run, ready for a step."""
+
+    data: Data
+    accelerator: Accelerator
+    model: nn.Module
+    """As Accelerate prepared it: what a step calls."""
+    optimizer: Any
+    """As Accelerate prepared it."""
+    state: State
+    """The same parts without wrappers: what is saved, finalized and evaluated."""
+
+    @property
+    def config(self) -> TrainConfig:
+        return self.state.config
+
+
+def prepare(config: TrainConfig, data: Data) -> Training:
+    """Build network, sparsifier and optimizer of a run; the same seed gives the same first weights.
+
+    Raises `ValueError` where they do not fit together (see `Sparsifier`, `build_model`, `share`), or where this
+    machine has no such precision.
+    """
+    accelerator = Accelerator(mixed_precision=config.precision)
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ValueError("accelerate is told to accumulate gradients; give that to the run instead: accumulate=...")
+    share(config.batch, 0, accelerator.num_processes, 0, config.accumulate)
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, data).to(accelerator.device)
+    sparsifier = Sparsifier(
+        model,
+        config.resolved_targets(),
+        config.build_recipe(),
+        total_steps=config.steps,
+        remainder=config.remainder,
+        mask_every=config.mask_every,
+    )
+    optimizer = build_optimizer(model, config.optim)
+    prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
+    state = State(config, model, optimizer, sparsifier, accelerator.scaler)
+    return Training(data, accelerator, prepared_model, prepared_optimizer, state)
+
+
+def fit(run: Training, start: Position, recorder: Recorder, asked_to_stop: Callable[[], bool], resume: str) -> None:
+    """Take the optimizer steps of a run that are not yet taken.
+
+        for step in range(start, total):
+            for micro in range(accumulate):                  # every reader of .weight sees W~
+                backward(loss(model(batch)) / accumulate)
+            unscale()
+            sparsifier.edit_gradients()                      # SR-STE's λ(1-Φ)W, once a step
+            clip(); optimizer.step(); optimizer.zero_grad()
+            sparsifier.step(n=step + 1)                      # Φ and W~ of the new W
+            log; evaluate; save; stop here if asked to
+
+    A line of the log says, at "step" n, the loss, learning rate and gradient norm (before clipping) of the n-th step,
+    and the sparsity that holds from there on. Besides every `log_every` steps there is one wherever phase or pattern
+    change. Asked to stop, it saves and raises `Interrupted` with the command `resume`. Raises `DivergedError`.
+    """
+    config, state = run.config, run.state
+    changes = _changes(state.sparsifier)
+    if start.step == 0:
+        recorder.write({"step": 0, **_sparsity(state.sparsifier.report())})
+    for step in range(start.step, config.steps):
+        loss, grad_norm = take_step(run, step)
+        done = step + 1
+        stopping = _anywhere(run.accelerator, asked_to_stop())
+        saves = stopping or _is_due(done, config.checkpoint_every, config.steps)
+        logs = done in changes or _is_due(done, config.log_every, config.steps)
+        if saves or logs:
+            figures = {"loss": _mean(run.accelerator, loss), "grad_norm": float(grad_norm)}
+            _check_finite(run, done, figures)
+        if logs:
+            rate = learning_rate(config.optim, step, config.steps)
+            recorder.write({"step": done, **figures, "lr": rate, **_sparsity(state.sparsifier.report())})
+        if _is_due(done, config.eval_every, config.steps):
+            score = evaluate(state.model, run.data.val, run.accelerator.device, run.accelerator)
+            recorder.write({"step": done, "val_loss": score.loss, "val_accuracy": score.accuracy})
+        if saves:
+            recorder.save(state, done)
+        recorder.advance(done)
+        if stopping:
+            run.accelerator.wait_for_everyone()
+            raise how_to_resume(resume, f"after step {done} of {config.steps}, with a checkpoint")
+
+
+def take_step(run: Training, step: int) -> tuple[Tensor, Tensor]:
+    """One optimizer step; returns the loss of this process's share of the batch, and the gradient norm."""
+    config, accelerator = run.config, run.accelerator
+    process, num_processes = accelerator.process_index, accelerator.num_processes
+    seed_step(config.seed, step, process)
+    indices = batch_indices(len(run.data.train), config.batch, config.seed, step)
+    run.model.train()
+    loss = torch.zeros((), device=accelerator.device)
+    for micro in range(config.accumulate):
+        part = share(config.batch, process, num_processes, micro, config.accumulate)
+        generator = step_generator(config.seed, step, part.start)
+        inputs, targets = (t.to(accelerator.device) for t in run.data.train.batch(indices[part], generator))
+        is_last = micro == config.accumulate - 1
+        with nullcontext() if is_last else accelerator.no_sync(run.model):
+            micro_loss = cross_entropy(run.model(inputs), targets) / config.accumulate
+            accelerator.backward(micro_loss)
+        loss += micro_loss.detach()
+    accelerator.unscale_gradients(run.optimizer)
+    run.state.sparsifier.edit_gradients()
+    grad_norm = _clip(run.state.model, config.optim.clip)
+    for group in run.state.optimizer.param_groups:
+        group["lr"] = learning_rate(config.optim, step, config.steps)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    run.state.sparsifier.step(n=step + 1)
+    return loss, grad_norm
+
+
+def calibrate(run: Training) -> None:
+    """Fix the masks of a recipe that scores weights by gradients (snip), on the run's first batches; else nothing."""
+    config, sparsifier = run.config, run.state.sparsifier
+    if not sparsifier.recipe.needs_gradients:
+        return
+    steps = range(min(CALIBRATION_BATCHES, config.steps))
+    batches = (
+        run.data.train.batch(batch_indices(len(run.data.train), config.batch, config.seed, step)) for step in steps
+    )
+
+    def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        inputs, targets = (tensor.to(run.accelerator.device) for tensor in batch)
+        return cross_entropy(model(inputs), targets)
+
+    run.state.model.eval()  # no dropout: every process finds the same masks
+    sparsifier.calibrate(loss_of, batches)
+
+
+# -- what is measured --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a model does on a split; `accuracy` in 0..1, over items or, for language, over characters."""
+
+    loss: float
+    accuracy: float
+    items: int
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean of -log softmax(logits)[target], in float32: logits [B, C] and targets [B], or [B, T, V] and [B, T]."""
+    return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, split: Split, device: torch.device | str, accelerator: Accelerator | None = None
+) -> Score:
+    """Loss and accuracy on a whole split, in eval mode. Given an accelerator, its processes share the work."""
+    process, num_processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    was_training = model.training
+    model.eval()
+    loss = correct = items = 0.0
+    mine = torch.arange(process, len(split), num_processes)
+    for first in range(0, len(mine), EVAL_BATCH):
+        inputs, targets = (tensor.to(device) for tensor in split.batch(mine[first : first + EVAL_BATCH]))
+        logits = model(inputs)
+        loss += float(cross_entropy(logits, targets)) * targets.numel()
+        correct += int((logits.argmax(dim=-1) == targets).sum())
+        items += targets.numel()
+    model.train(was_training)
+    if accelerator is not None and num_processes > 1:
+        sums = torch.tensor([loss, correct, items], dtype=torch.float64, device=device)
+        loss, correct, items = accelerator.reduce(sums, "sum").tolist()
+    return Score(loss / items, correct / items, int(items))
+
+
+def _sparsity(report: SparsityReport) -> dict[str, Any]:
+    """The sparsity of a run in one line. D and phase are those of all slots: they depend on the step alone."""
+    return {
+        "decay": report.slots[0].decay,
+        "density": report.density,
+        "phase": report.slots[0].phase,
+        "pattern": " + ".join(dict.fromkeys(slot.pattern for slot in report.slots)),
+        "flips": report.flips,
+    }
+
+
+def _changes(sparsifier: Sparsifier) -> set[int]:
+    """The steps at which phase or pattern of some slot change."""
+    kinds = {(slot.pattern, slot.axis) for slot in sparsifier.slots}
+    return {
+        step for pattern, axis in kinds for step in sparsifier.recipe.changes(sparsifier.total_steps, pattern, axis)
+    }
+
+
+# -- small things ------------------------------------------------------------------------------------------------
+
+
+def seed_step(seed: int, step: int, process: int = 0) -> None:
+    """Seed every global random stream for one step of one process.
+
+    So dropout, like the order of the data, follows from (seed, step): a run resumes without saved random states,
+    on any number of processes.
+    """
+    digest = hashlib.blake2b(f"step:{seed}:{step}:{process}".encode(), digest_size=8).digest()
+    number = int.from_bytes(digest, "little")
+    random.seed(number)
+    np.random.seed(number % 2**32)
+    torch.manual_seed(number >> 1)
+
+
+def _clip(model: nn.Module, limit: float | None) -> Tensor:
+    """Scale the gradients to a norm of at most `limit`; returns the norm before that."""
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    if limit is None:
+        return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    return nn.utils.clip_grad_norm_(parameters, limit)
+
+
+def _is_due(done: int, every: int, total: int) -> bool:
+    return done % every == 0 or done == total
+
+
+def _mean(accelerator: Accelerator, value: Tensor) -> float:
+    return float(accelerator.reduce(value, "mean") if accelerator.num_processes > 1 else value)
+
+
+def _anywhere(accelerator: Accelerator, flag: bool) -> bool:
+    """True on every process if it is true on one."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum") > 0)
+
+
+def _check_finite(run: Training, step: int, figures: dict[str, float]) -> None:
+    """A skipped step of fp16 has a gradient of inf by design; anything else that is not finite ends the run."""
+    skipped = getattr(run.optimizer, "step_was_skipped", False)
+    bad = [name for name, value in figures.items() if not math.isfinite(value) and not (skipped and name != "loss")]
+    if bad:
+        raise DivergedError(
+            f"step {step}: {' and '.join(bad)} NaN or inf; the last checkpoint is from before; a smaller optim.lr or "
+            "optim.clip may help"
+        )

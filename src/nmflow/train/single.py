@@ -1,0 +1,123 @@
+"""One run from its first step to its proof: train, finalize, save, verify from the file, compress, measure again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from nmflow.models import build_model
+from nmflow.report.folder import RunFolder, read_json
+from nmflow.runtime import compress_file, load_compressed, save_model, verify
+from nmflow.targets import recorded, slots_to_json
+from nmflow.train.checkpoint import Position, load_checkpoint
+from nmflow.train.config import TrainConfig
+from nmflow.train.data import Data
+from nmflow.train.environment import environment
+from nmflow.train.files import remove_leftovers, write_json, write_text
+from nmflow.train.loop import Training, calibrate, evaluate, fit, prepare
+from nmflow.train.progress import Display
+from nmflow.train.recorder import Recorder
+from nmflow.train.stop import stop_requests
+
+RESULT_FORMAT = 1
+AGREEMENT = 0.005
+"""How far accuracies of one model through dense and compressed kernels may lie apart: sums in another order."""
+
+
+def run_single(
+    config: TrainConfig,
+    folder: RunFolder,
+    data: Data,
+    display: Display,
+    resume: str,
+    label: str,
+    baseline: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Do one run in `folder`, from wherever an earlier process left it; returns what stands in its result.json.
+
+    A run that is done is only read. `resume` is the command that a person stopping it is told; `baseline`, the
+    result of a dense run beside it, is kept in the result. Raises as `prepare`, `load_checkpoint` and `fit` do.
+    """
+    if folder.result.exists():
+        return read_json(folder.result)
+    run = prepare(config, data)
+    main = run.accelerator.is_main_process
+    if main:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder.path)
+        if not folder.config.exists():
+            write_text(folder.config, config.to_yaml())
+        if not folder.environment.exists():
+            write_json(folder.environment, environment(run.accelerator))
+    run.accelerator.wait_for_everyone()
+    start = Position()
+    if folder.checkpoint.exists():
+        start = load_checkpoint(folder.checkpoint, run.state)
+    else:
+        calibrate(run)
+    display.begin(label, config.steps, start.step)
+    recorder = Recorder(folder, start, display, config.tensorboard, writes=main)
+    with recorder, stop_requests() as asked_to_stop:
+        fit(run, start, recorder, asked_to_stop, resume)
+    if main:
+        figures = {**_described(run), "seconds": round(recorder.seconds, 2), **_prove(run, folder)}
+        write_json(folder.result, {**figures, "dense": baseline})
+    run.accelerator.wait_for_everyone()
+    return read_json(folder.result)
+
+
+def _described(run: Training) -> dict[str, Any]:
+    """What was run."""
+    config, sparsifier = run.config, run.state.sparsifier
+    return {
+        "format": RESULT_FORMAT,
+        "config": config.model_dump(mode="json", exclude={"out"}),
+        "data": run.data.describe(),
+        "model": config.model.name,
+        "parameters": sum(parameter.numel() for parameter in run.state.model.parameters()),
+        "recipe": sparsifier.recipe.to_dict(),
+        "pattern": " + ".join(dict.fromkeys(str(slot.pattern) for slot in sparsifier.slots)),
+        "steps": config.steps,
+        "seed": config.seed,
+    }
+
+
+def _prove(run: Training, folder: RunFolder) -> dict[str, Any]:
+    """Finalize the weights, and measure what is in the files. The dense recipe has nothing to prove."""
+    model = run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
+    device = run.accelerator.device
+    report = run.state.sparsifier.finalize()
+    test = evaluate(model, run.data.test, device)
+    save_model(model, folder.model)
+    figures: dict[str, Any] = {"val": asdict(evaluate(model, run.data.val, device)), "test": asdict(test)}
+    slots = recorded(model)
+    if not slots:
+        return {**figures, "sparsity": None, "verify": None, "compressed": None}
+    write_json(folder.targets, slots_to_json(slots))
+    proof = verify(folder.model)
+    if not proof.ok:
+        raise RuntimeError("\n".join([f"{folder.model}: this is a defect of nmflow", *proof.lines()]))
+    files = compress_file(folder.model, folder.compressed)
+    again = evaluate(_from_file(run, folder), run.data.test, device)
+    if abs(again.accuracy - test.accuracy) > AGREEMENT:
+        raise RuntimeError(
+            f"{folder.compressed}: test accuracy {again.accuracy:.4f}, the model it was made from has "
+            f"{test.accuracy:.4f}; this is a defect of nmflow"
+        )
+    return {
+        **figures,
+        "sparsity": {"density": report.density, "weights": sum(slot.weights for slot in report.slots)},
+        "verify": proof.to_dict(),
+        "compressed": {
+            "test": asdict(again),
+            "layers": [asdict(layer) for layer in files.layers],
+            "bytes_before": files.bytes_before,
+            "bytes_after": files.bytes_after,
+        },
+    }
+
+
+def _from_file(run: Training, folder: RunFolder) -> Any:
+    """A fresh network with the weights of the compressed file, so that nothing but the file can be right."""
+    model = build_model(run.config.model, run.data).to(run.accelerator.device)
+    return load_compressed(folder.compressed, into=model)

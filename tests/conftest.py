@@ -1,0 +1,17 @@
+"""What all tests share: where real data may lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets: NMFLOW_DATA, or shared/data beside the repository."""
+    folder = Path(os.environ.get("NMFLOW_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set NMFLOW_DATA to a folder that holds cifar10/ and lm_text/")
+    return folder

@@ -1,0 +1,262 @@
+"""The command line: what it answers, where it prints, how it exits, and what it takes its time for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from nmflow.cli import cli
+from nmflow.schedules import recipe, recipes
+
+SOURCE = Path(__file__).parents[2] / "src"
+HEAVY = ("torch", "numpy", "pydantic", "matplotlib", "rich")
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, list(arguments))
+
+
+def shell(*arguments: str, prefix: str = "") -> subprocess.CompletedProcess[str]:
+    """The real thing in a process of its own; `prefix` is Python code that runs before it."""
+    code = f"{prefix}\nimport sys; sys.argv = ['nmflow', *{list(arguments)!r}]\nfrom nmflow.cli import main\nmain()"
+    command = [sys.executable, "-m", "nmflow", *arguments] if not prefix else [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "PYTHONIOENCODING": "utf-8"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+
+
+WITHOUT_HEAVY = f"""
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {HEAVY!r}:
+            raise SystemExit(f"{{name}} was imported")
+sys.meta_path.insert(0, Refuse())
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (("--help",), 0, "N weights kept of every M"),
+        (("--version",), 0, "nmflow, version"),
+        (("train", "--help"), 0, "resume=DIR"),
+        ((), 2, "Commands:"),
+        (("scedule", "ste", "1:4"), 2, 'did you mean "schedule"?'),
+        (("frobnicate",), 2, "compare, compress, doctor, schedule, train, verify"),
+        (("schedule",), 2, "Missing argument"),
+        (("schedule", "mdgf-linaer", "1:8"), 2, 'did you mean "mdgf-linear"'),
+        (("schedule", "ste", "8:1"), 2, 'did you mean "1:8"'),
+        (("train", "a.yaml", "b.yaml"), 2, "a.yaml and b.yaml"),
+        (("train", "--stesp", "4"), 2, "No such option"),
+        (("train", "resume=a", "steps=3"), 2, "no other setting"),
+        (("compare", "resume="), 2, "resume=runs/NAME"),
+        (("verify", "x", "--targets", "1:16"), 2, "expected RULE=N:M"),
+        (("verify", "x", "--targets", "ff=1:8", "--targets", "ff=1:16"), 2, "given twice"),
+        (("compress", "only-one"), 2, "Missing argument"),
+    ],
+)
+def test_help_and_wrong_usage_import_nothing_heavy(arguments: tuple[str, ...], code: int, expected: str) -> None:
+    done = shell(*arguments, prefix=WITHOUT_HEAVY)
+    assert (done.returncode, expected in done.stdout + done.stderr) == (code, True), done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (done.stdout if code and arguments else ""), "an error goes to stderr"
+
+
+def test_the_module_runs_as_a_command() -> None:
+    done = shell("schedule", "mdgf-linear", "1:8", "--steps", "100")
+    assert done.returncode == 0, done.stderr
+    assert "5-69" in done.stdout
+    assert "1 → 0.0154" in done.stdout
+    assert not done.stderr
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    code = (
+        "import os, sys\n"
+        "read, write = os.pipe(); os.dup2(write, 1); os.close(write); os.close(read)\n"
+        "sys.argv = ['nmflow', 'schedule', 'ste', '1:8', '--json']\n"
+        "from nmflow.cli import main\nmain()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, timeout=60, check=False)
+    assert done.stderr == b""
+    assert done.returncode not in (0, 1, 2), "neither done, nor an answer, nor a wrong usage"
+
+
+# schedule
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_schedule_knows_every_recipe(name: str) -> None:
+    done = call("schedule", name, "1:8", "--steps", "1000")
+    assert done.exit_code == 0, done.output
+    assert f"{name} to 1:8 (N of every M kept), 1,000 steps" in done.output
+    assert recipe(name).at(0, 1000, "1:8").pruned_gradient in done.output
+    assert ("chosen by gradients" in done.output) == (name == "snip")
+    assert ("survivors" in done.output) == (name == "idp")
+
+
+def test_schedule_json_is_the_plan() -> None:
+    done = call("schedule", "sdgf-stepwise", "1:8", "--steps", "100", "--json", "dense=0.1", "decay_end=0.9")
+    facts = json.loads(done.stdout)
+    assert facts["recipe"] == recipe("sdgf-stepwise", dense=0.1, decay_end=0.9).to_dict()
+    assert (facts["pattern"], facts["total_steps"], facts["plot"]) == ("1:8", 100, None)
+    (only,) = facts["plans"]
+    found = [(part["start"], part["end"], part["phase"], part["pattern"]) for part in only["segments"]]
+    assert found == [
+        (0, 10, "dense", "dense"),
+        (10, 30, "decay", "7:8"),
+        (30, 50, "decay", "4:8"),
+        (50, 70, "decay", "2:8"),
+        (70, 90, "decay", "1:8"),
+        (90, 100, "fine-tune", "1:8"),
+    ]
+    assert only["segments"][0]["decay"] == [1.0, 1.0]
+    assert [part["density"] for part in only["segments"]] == [1.0, 0.875, 0.5, 0.25, 0.125, 0.125]
+    done = call("schedule", "mdgf-linear", "1:8", "--steps", "100", "--json", "dense=0.1", "decay_end=0.9")
+    segments = json.loads(done.stdout)["plans"][0]["segments"]
+    assert [part["decay"] for part in segments] == [[1.0, 1.0], [1.0, pytest.approx(1 / 80)], [0.0, 0.0]]
+
+
+def test_schedule_shows_a_plan_for_every_axis_that_has_one_of_its_own() -> None:
+    axes = ["--axis", "192", "--axis", "576", "--axis", "24"]
+    done = call("schedule", "sdgf-geometric", "1:8", *axes)
+    assert "axes 192, 576" in done.output
+    assert "axis 24" in done.output
+    assert "k = 8 (16·8 does not divide 192)" in done.output
+    assert "k = 1, plain STE (2·8 does not divide 24)" in done.output
+    plans = json.loads(call("schedule", "sdgf-geometric", "1:8", "--json", *axes).stdout)["plans"]
+    assert [plan["axes"] for plan in plans] == [[192, 576], [24]]
+    same = json.loads(call("schedule", "ste", "1:8", "--json", *axes).stdout)["plans"]
+    assert [plan["axes"] for plan in same] == [[192, 576, 24]]
+
+
+def test_schedule_takes_options_and_recipes_written_as_in_a_config() -> None:
+    done = call("schedule", "mdgf-linear", "1:8", "--steps", "100", "schedule=[[0.1, 2:8], [0.5, 1:8]]")
+    assert "10-49" in done.output
+    assert "2:8" in done.output
+    text = "[{recipe: sdgf-stepwise, until: 0.5, pattern: 4:16}, {recipe: {name: sr-ste, dense: 0.0}, until: 1}]"
+    done = call("schedule", text, "1:16", "--steps", "1000")
+    assert "sdgf-stepwise, then sr-ste to 1:16" in done.output
+    assert "0.0002" in done.output
+    facts = json.loads(call("schedule", text, "1:16", "--json").stdout)
+    assert [part["outer"] for part in facts["plans"][0]["segments"]][-1] == "4:16"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("ste", "1:8", "denze=1"), 'error: recipe ste: no option "denze"; did you mean "dense"'),
+        (("ste", "1:8", "dense"), 'option of the recipe as key=value'),
+        (("ste", "1:8", "dense=0.1", "dense=0.2"), "each key once"),
+        (("ste", "1:8", "dense=[0.1"), "error: "),
+        (("ste", "1:8", "name=idp"), "as key=value"),
+        (("ste", "1:8", "--steps", "many"), "not a valid integer"),
+        (("sdgf-stepwise", "1:8", "--steps", "4"), "error: recipe sdgf-stepwise: total_steps=4 is too short"),
+        (("ste", "1:8", "--steps", "0"), "error: total_steps=0: at least 1"),
+        (("ste", "1:8", "--axis", "0"), "error: axis=0: at least 1"),
+        (("[{recipe: ste}]", "1:8"), "error: recipe sequence: part 1"),
+        (("[{recipe: ste, until: 1}]", "1:8", "dense=0.1"), "stand in the YAML"),
+        (("ste", "1:8", "--plot", "no-such-folder/plan.png"), "error: [Errno 2] No such file or directory"),
+    ],
+)
+def test_schedule_refuses(arguments: tuple[str, ...], message: str) -> None:
+    done = call("schedule", *arguments)
+    assert done.exit_code == 2
+    assert message in done.output
+    assert "Traceback" not in done.output
+
+
+def test_schedule_plots(tmp_path: Path) -> None:
+    for name, axes in (("mdgf-exponential", ()), ("sdgf-geometric", ("--axis", "768", "--axis", "24"))):
+        path = tmp_path / f"{name}.png"
+        done = call("schedule", name, "1:8", "--plot", str(path), *axes)
+        assert done.exit_code == 0, done.output
+        assert f"plot: {path}" in done.output
+        assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+        assert path.stat().st_size > 10_000
+
+
+def test_what_is_plotted_is_what_the_recipe_says() -> None:
+    from nmflow.report.plots_schedule import curve
+
+    subject = recipe("mdgf-exponential", dense=0.1)
+    drawn = curve(subject, 1000, "1:8")
+    assert (drawn.steps[0], drawn.steps[-1]) == (0, 1000)
+    assert list(drawn.steps) == sorted(drawn.steps)
+    assert len(drawn.steps) > 200
+    by_step = dict(zip(drawn.steps, drawn.stages, strict=True))  # of two points at a jump, the later one
+    for step in (100, 103, 397, 700):
+        assert by_step[step] == subject.at(step, 1000, "1:8")
+    before = drawn.stages[drawn.steps.index(700)]
+    assert before == subject.at(699, 1000, "1:8"), "the line goes to the jump, not through it"
+
+
+# doctor
+
+
+def test_doctor_says_what_is_here() -> None:
+    import torch
+
+    import nmflow
+
+    facts = json.loads(call("doctor", "--json").stdout)
+    assert facts["nmflow"] == nmflow.__version__
+    assert facts["torch"] == torch.__version__
+    assert facts["threads"] == torch.get_num_threads()
+    assert facts["python"] == ".".join(str(part) for part in sys.version_info[:3])
+    assert facts["devices"][0] == "cpu"
+    assert len(facts["devices"]) == 1 + torch.cuda.device_count() + torch.backends.mps.is_available()
+    assert {kernel["task"] for kernel in facts["kernels"]} >= {"linear"}
+    assert any(kernel["why_not"] is None for kernel in facts["kernels"])
+    versions = {package["name"]: package["version"] for package in facts["packages"]}
+    assert versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert set(versions) >= {"timm", "transformers", "tensorboard", "safetensors"}
+
+
+def test_doctor_prints_the_same_for_people() -> None:
+    facts = json.loads(call("doctor", "--json").stdout)
+    done = call("doctor")
+    assert done.exit_code == 0
+    for word in (facts["torch"], facts["cpu"], *(kernel["name"] for kernel in facts["kernels"]), "tensorboard"):
+        assert word in done.output
+    for line in facts["missing"]:
+        assert line in done.output
+
+
+def test_doctor_does_not_import_what_it_looks_for() -> None:
+    optional = ("timm", "transformers", "tensorboard", "torchvision")
+    check = (
+        "import atexit, sys\n"
+        f"atexit.register(lambda: print('LOADED', [n for n in {optional!r} if n in sys.modules], file=sys.stderr))"
+    )
+    done = shell("doctor", "--json", prefix=check)
+    assert done.returncode == 0, done.stderr
+    assert "LOADED []" in done.stderr
+
+
+def test_doctor_names_what_is_missing_and_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import metadata
+
+    from nmflow import doctor
+
+    version = metadata.version
+
+    def without(name: str) -> str:
+        if name in ("timm", "pyyaml", "triton"):
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(doctor.metadata, "version", without)
+    monkeypatch.setenv("PATH", "")
+    missing = "\n".join(doctor.examine().missing)
+    assert "timm is not installed (models by model=timm:NAME): pip install 'nmflow[timm]'" in missing
+    assert "pyyaml is not installed, and nmflow needs it: pip install pyyaml" in missing
+    assert "no C++ compiler" in missing
+    assert "triton" not in missing
