@@ -113,20 +113,22 @@ def compare(settings: tuple[str, ...], as_json: bool) -> None:
     comparison that was stopped.
     """
     path, overrides, resume = _read_settings(settings)
-    import nmflow.train as training
-
-    config = None if resume is not None else training.load_compare_config(path, overrides)
-    import nmflow.experiments as experiments  # with torch, hence after a wrong setting was told
-
     if resume is not None:
-        result = experiments.resume_compare(resume, console=_progress_console())
+        from nmflow.experiments import resume_compare
+
+        result = resume_compare(resume, console=_progress_console())
     else:
-        result = experiments.compare(config, console=_progress_console())
+        from nmflow.train import load_compare_config
+
+        config = load_compare_config(path, overrides)  # before torch is imported
+        from nmflow.experiments import compare
+
+        result = compare(config, console=_progress_console())
     _answer(result.lines(), result.to_dict(), as_json)
 
 
 @cli.command(short_help="Prove a file N:M, block by block.")
-@click.argument("path", type=click.Path())
+@click.argument("path", type=click.Path(exists=True))
 @targets_option
 @json_option
 @click.pass_context
@@ -145,7 +147,7 @@ def verify(ctx: click.Context, path: str, targets: tuple[str, ...], as_json: boo
 
 
 @cli.command(short_help="Write values and offsets instead of zeros.")
-@click.argument("source", metavar="IN", type=click.Path())
+@click.argument("source", metavar="IN", type=click.Path(exists=True))
 @click.argument("destination", metavar="OUT", type=click.Path())
 @targets_option
 @json_option
@@ -252,6 +254,8 @@ def _read_settings(settings: Iterable[str]) -> tuple[str | None, list[str], str 
 
 def _read_targets(rules: Iterable[str]) -> dict[str, str | None] | None:
     """`--targets` as the mapping that `resolve` takes; None where none was given."""
+    from nmflow.pattern import Pattern
+
     targets: dict[str, str | None] = {}
     for rule in rules:
         name, sign, pattern = rule.rpartition("=")
@@ -259,7 +263,7 @@ def _read_targets(rules: Iterable[str]) -> dict[str, str | None] | None:
             raise click.UsageError(f'--targets "{rule}": expected RULE=N:M, such as ff=1:16')
         if name in targets:
             raise click.UsageError(f'--targets "{rule}": the rule "{name}" is given twice')
-        targets[name] = pattern
+        targets[name] = str(Pattern.parse(pattern))
     return targets or None
 
 
@@ -279,7 +283,10 @@ def _read_recipe(text: str, options: Iterable[str]) -> Recipe:
         key, sign, value = option.partition("=")
         if not sign or key in given or key == "name":
             raise click.UsageError(f'"{option}": expected an option of the recipe as key=value, each key once')
-        given[key] = parse_value(value)
+        try:
+            given[key] = parse_value(value)
+        except ValueError as error:
+            raise click.UsageError(f'"{option}": the value is no valid YAML: {error}') from error
     if text.lstrip().startswith(("[", "{")):
         if given:
             raise click.UsageError("the options of a recipe given as YAML stand in the YAML")

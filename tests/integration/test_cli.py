@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -56,9 +58,12 @@ sys.meta_path.insert(0, Refuse())
         (("train", "--stesp", "4"), 2, "No such option"),
         (("train", "resume=a", "steps=3"), 2, "no other setting"),
         (("compare", "resume="), 2, "resume=runs/NAME"),
-        (("verify", "x", "--targets", "1:16"), 2, "expected RULE=N:M"),
-        (("verify", "x", "--targets", "ff=1:8", "--targets", "ff=1:16"), 2, "given twice"),
-        (("compress", "only-one"), 2, "Missing argument"),
+        (("verify", ".", "--targets", "1:16"), 2, "expected RULE=N:M"),
+        (("verify", ".", "--targets", "ff=1:8", "--targets", "ff=1:16"), 2, "given twice"),
+        (("verify", ".", "--targets", "ff=16:1"), 2, 'did you mean "1:16"'),
+        (("verify", "no-such-file"), 2, "does not exist"),
+        (("compress", "only-one"), 2, "only-one"),
+        (("compress", "."), 2, "Missing argument"),
     ],
 )
 def test_help_and_wrong_usage_import_nothing_heavy(arguments: tuple[str, ...], code: int, expected: str) -> None:
@@ -155,7 +160,7 @@ def test_schedule_takes_options_and_recipes_written_as_in_a_config() -> None:
         (("ste", "1:8", "denze=1"), 'error: recipe ste: no option "denze"; did you mean "dense"'),
         (("ste", "1:8", "dense"), 'option of the recipe as key=value'),
         (("ste", "1:8", "dense=0.1", "dense=0.2"), "each key once"),
-        (("ste", "1:8", "dense=[0.1"), "error: "),
+        (("ste", "1:8", "dense=[0.1"), '"dense=[0.1": the value is no valid YAML'),
         (("ste", "1:8", "name=idp"), "as key=value"),
         (("ste", "1:8", "--steps", "many"), "not a valid integer"),
         (("sdgf-stepwise", "1:8", "--steps", "4"), "error: recipe sdgf-stepwise: total_steps=4 is too short"),
@@ -196,6 +201,184 @@ def test_what_is_plotted_is_what_the_recipe_says() -> None:
         assert by_step[step] == subject.at(step, 1000, "1:8")
     before = drawn.stages[drawn.steps.index(700)]
     assert before == subject.at(699, 1000, "1:8"), "the line goes to the jump, not through it"
+
+
+# verify and compress
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finalized network in a file: two FF layers [32, 64] at 1:16, the first one's patterns recorded."""
+    import torch
+    from torch import nn
+
+    from nmflow import Sparsifier
+    from nmflow.runtime import save_model
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32), nn.GELU(), nn.Linear(32, 64))
+    sparsifier = Sparsifier(model, {"0.weight": "1:16", "2.weight": "2:8"}, recipe="ste", total_steps=1)
+    sparsifier.step()
+    sparsifier.finalize()
+    path = tmp_path_factory.mktemp("trained") / "model.safetensors"
+    save_model(model, path)
+    return path
+
+
+def rewritten(source: Path, destination: Path, row: int, column: int, *, recorded: bool = True) -> Path:
+    """A copy with one more non-zero in 0.weight, with or without the record of what is sparse."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    with safe_open(source, "pt") as file:
+        metadata = file.metadata() if recorded else None
+    tensors = load_file(source)
+    block = tensors["0.weight"][row, column // 16 * 16 : column // 16 * 16 + 16]
+    assert int((block != 0).sum()) == 1
+    assert tensors["0.weight"][row, column] == 0
+    tensors["0.weight"][row, column] = 1e-30
+    save_file(tensors, destination, metadata)
+    return destination
+
+
+def a_zero(path: Path, row: int, block: int) -> int:
+    """A column of this row and block whose weight is zero."""
+    from safetensors.torch import load_file
+
+    weights = load_file(path)["0.weight"][row, 16 * block : 16 * block + 16].tolist()
+    return 16 * block + weights.index(0.0)
+
+
+def test_verify_says_yes(trained: Path) -> None:
+    done = call("verify", str(trained))
+    assert (done.exit_code, done.output.splitlines()[-1]) == (0, "verified: 2 of 2 layers are N:M")
+    assert json.loads(call("verify", str(trained), "--json").stdout)["ok"] is True
+
+
+def test_verify_says_no_and_where(trained: Path, tmp_path: Path) -> None:
+    broken = rewritten(trained, tmp_path / "broken.safetensors", row=5, column=a_zero(trained, 5, 2))
+    done = call("verify", str(broken))
+    assert done.exit_code == 1
+    assert done.output.splitlines()[-1] == "not verified: 1 of 2 layers break their pattern"
+    line = done.output.splitlines()[0]
+    assert all(word in line for word in ("0.weight", "1:16", "row 5", "block 2", "2")), line
+    facts = json.loads(call("verify", str(broken), "--json").stdout)
+    assert facts["ok"] is False
+    assert [layer["broken"] for layer in facts["layers"] if layer["label"].startswith("0.")] == [1]
+
+
+def test_verify_asks_for_patterns_where_the_file_has_none(trained: Path, tmp_path: Path) -> None:
+    bare = rewritten(trained, tmp_path / "bare.safetensors", 0, a_zero(trained, 0, 0), recorded=False)
+    done = call("verify", str(bare))
+    assert done.exit_code == 2
+    assert done.output.startswith("error: ")
+    assert call("verify", str(bare), "--targets", "0.weight=1:16").exit_code == 1
+    assert call("verify", str(bare), "--targets", "0.weight=2:16", "--targets", "2.weight=2:8").exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["verify", "compress"])
+def test_a_file_that_is_none_of_ours(command: str, trained: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(trained.read_bytes()[:-100])
+    text = tmp_path / "notes.txt"
+    text.write_text("not a network")
+    for path in (cut, text, tmp_path):
+        more = [str(tmp_path / "out.safetensors")] if command == "compress" else []
+        done = call(command, str(path), *more)
+        assert done.exit_code == 2, done.output
+        assert done.output.startswith("error: ")
+        assert path.name in done.output
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_compress_makes_a_smaller_file_that_verifies(trained: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small.safetensors"
+    done = call("compress", str(trained), str(small))
+    assert done.exit_code == 0, done.output
+    before, after = trained.stat().st_size, small.stat().st_size
+    assert after < before
+    assert all(f"{size:,}" in done.output for size in (before, after)), done.output
+    assert call("verify", str(small)).exit_code == 0
+    assert call("compress", str(small), str(tmp_path / "again")).exit_code == 2
+    assert json.loads(call("compress", str(trained), str(small), "--json").stdout)
+    assert call("compress", str(trained), str(small), "--targets", "0.weight=1:64").exit_code == 2
+
+
+# train and compare
+
+TINY = ("model.width=24", "model.depth=1", "model.heads=2", "pattern=1:4", "steps=4", "batch=8")
+
+
+def test_train_answers_on_stdout_and_shows_progress_on_stderr(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = shell("train", *TINY, f"out={run}", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["folder"] == str(run), "nothing but JSON"
+    assert "4/4" in done.stderr
+    assert call("verify", str(run)).exit_code == 0
+    again = call("train", *TINY, f"out={run}")
+    assert again.exit_code == 2, "the folder is taken"
+    assert again.output.startswith("error: ")
+    resumed = call("train", f"resume={run}")
+    assert resumed.exit_code == 0, resumed.output
+    assert "verified: 2 of 2 layers are N:M" in resumed.output.splitlines()
+    assert any(line.startswith("sparse test accuracy") for line in resumed.output.splitlines())
+
+
+def test_train_stops_on_ctrl_c_and_says_how_to_go_on(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    command = [sys.executable, "-m", "nmflow", "train", *TINY, "steps=1000000", "log_every=1", f"out={run}"]
+    command.remove("steps=4")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        metrics = run / "dense" / "metrics.jsonl"
+        deadline = time.monotonic() + 100
+        while not (metrics.exists() and metrics.stat().st_size) and process.poll() is None:
+            assert time.monotonic() < deadline, "no step was taken"
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=100)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert f"nmflow train resume={run}" in errors
+    assert "Traceback" not in errors
+    assert not output
+    assert (run / "dense" / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("stesp=4", 'did you mean "steps"'),
+        ("optim.lrr=1", 'did you mean "optim.lr"'),
+        ("pattern=16:1", 'did you mean "1:16"'),
+        ("no-such-file.yaml", "no-such-file.yaml"),
+        ("resume=no-such-run", "no-such-run"),
+        ("data=cifar10:no-such-folder", "no-such-folder"),
+    ],
+)
+def test_a_wrong_setting_is_told_before_anything_is_written(
+    command: str, setting: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = call(command, setting)
+    assert done.exit_code == 2, done.output
+    assert done.output.startswith("error: ")
+    assert message in done.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_compare_prints_its_table(tmp_path: Path) -> None:
+    out = tmp_path / "table"
+    done = call("compare", *TINY, "recipes=dense,ste", "seeds=2", f"out={out}")
+    assert done.exit_code == 0, done.output
+    facts = json.loads(call("compare", f"resume={out}", "--json").stdout)
+    assert facts
+    for word in ("dense", "ste", "1:4", str(out)):
+        assert word in done.output
 
 
 # doctor

@@ -469,12 +469,13 @@ def test_back_to_the_ordinary_layer(layer: nn.Linear) -> None:
         {"groups": 2},
         {"padding": 1, "padding_mode": "reflect"},
         {"dilation": 2},
+        {"kernel_size": 1},
     ],
     ids=str,
 )
 def test_convolutions(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    layer = nn.Conv2d(8, 6, 3, **options)
+    layer = nn.Conv2d(8, 6, **{"kernel_size": 3, **options})
     shape = tuple(layer.weight.shape)
     with torch.no_grad():
         layer.weight.copy_(nm_weight(shape, "conv", 1, 4, torch.float32, seed=2))
@@ -482,6 +483,7 @@ def test_convolutions(options: dict[str, Any]) -> None:
     assert type(compressed) is NMConv2d
     assert isinstance(compressed, nn.Conv2d)
     assert torch.equal(compressed.weight, layer.weight)
+    assert compressed.weight.stride() == layer.weight.stride()  # they decide which algorithm runs
     x = torch.randn(2, 8, 9, 9, requires_grad=True)
     y = torch.randn(2, 8, 9, 9)
     assert torch.equal(compressed(y), layer(y))

@@ -68,7 +68,8 @@ def test_an_impossible_order_is_refused(arguments):
 @given(processes=st.integers(1, 5), accumulate=st.integers(1, 5), size=st.integers(1, 5))
 def test_shares_are_equal_and_cover_the_batch_once(processes, accumulate, size):
     batch = list(range(processes * accumulate * size))
-    parts = [batch[share(len(batch), p, processes, m, accumulate)] for p in range(processes) for m in range(accumulate)]
+    places = [(process, micro) for process in range(processes) for micro in range(accumulate)]
+    parts = [batch[share(len(batch), process, processes, micro, accumulate)] for process, micro in places]
     assert {len(part) for part in parts} == {size}
     assert sorted(item for part in parts for item in part) == batch
 
@@ -252,9 +253,10 @@ def python2_pickle(data: np.ndarray, labels: list[int]) -> bytes:
     """The bytes that Python 2's cPickle and an old numpy wrote: the files that everybody downloads."""
     raw = data.tobytes()
     return b"".join([
-        b"\x80\x02}q\x01(U\x04dataq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\nndarray\nq\x04K\x00\x85U\x01b",
-        b"\x87Rq\x05(K\x01", b"M" + struct.pack("<H", len(data)), b"M\x00\x0c\x86cnumpy\ndtype\nq\x06U\x02u1K\x00K\x01",
-        b"\x87Rq\x07(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T", struct.pack("<I", len(raw)), raw,
+        b"\x80\x02}q\x01(U\x04dataq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03",
+        b"cnumpy\nndarray\nq\x04K\x00\x85U\x01b\x87Rq\x05(K\x01", b"M" + struct.pack("<H", len(data)),
+        b"M\x00\x0c\x86cnumpy\ndtype\nq\x06U\x02u1K\x00K\x01\x87Rq\x07(K\x03U\x01|NNN",
+        b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T", struct.pack("<I", len(raw)), raw,
         b"tbU\x06labelsq\x08](", b"".join(b"K" + bytes([label]) for label in labels), b"eu.",
     ])
 
@@ -290,7 +292,7 @@ class Evil:
         (lambda trap: Evil(os.mkdir, trap), ".mkdir;"),
         (lambda trap: {"data": [Evil(eval, f"__import__('os').mkdir({trap!r})")]}, ".eval;"),
         (lambda trap: Evil(getattr, "text", "upper"), ".getattr;"),
-        (lambda trap: np.array([Evil(os.mkdir, trap)], dtype=object), "it asks for"),
+        (lambda trap: np.array([Evil(os.mkdir, trap)], dtype=object), "only n"),
         (lambda trap: Evil(np.dtype, "O8"), "an array of 'O8'"),
         (lambda trap: np.float64(3), "scalar"),
         (lambda trap: torch.zeros(2), "torch"),
@@ -309,21 +311,28 @@ def test_a_pickle_that_asks_for_more_than_arrays_is_refused(tmp_path, content, t
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"", b"\x80\x02", b"no pickle at all", b"\x80\x02T\xff\xff\xff\x7fabc.", b"\x80\x02]r\xff\xff\xff\x7f.",
-     b"\x80\x02."],
-    ids=["empty", "cut", "text", "giant-string", "giant-memo", "empty-stack"],
+    ("content", "told"),
+    [
+        (b"", "no readable pickle"),
+        (b"\x80\x02", "no readable pickle"),
+        (b"no pickle at all", "no readable pickle"),
+        (b"\x80\x02.", "no readable pickle"),
+        (b"\x80\x02T\xff\xff\xff\x7fabc.", "expected 2147483647 bytes"),
+        (b"\x80\x02]r\xff\xff\xff\x7f.", "memo slot 2147483647 in a file of 9 bytes"),
+    ],
+    ids=["empty", "cut", "text", "empty-stack", "giant-string", "giant-memo"],
 )
-def test_a_broken_pickle_is_refused(tmp_path, content):
+def test_a_broken_pickle_is_refused(tmp_path, content, told):
     path = tmp_path / "data_batch_1"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="data_batch_1: "):
+    with pytest.raises(ValueError, match=f"data_batch_1: .*{told}"):
         read_array_pickle(path)
 
 
 def test_numpys_reconstruct_may_only_start_an_empty_array(tmp_path):
     path = tmp_path / "data_batch_1"
-    path.write_bytes(b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nJ\xff\xff\xff\x7f\x85U\x01b\x87R.")
+    start = b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
+    path.write_bytes(start + b"J\xff\xff\xff\x7f\x85U\x01b\x87R.")
     with pytest.raises(ValueError, match="numpy would not have written"):
         read_array_pickle(path)
 
@@ -460,13 +469,12 @@ def test_a_file_cut_short_is_refused(tmp_path, keep):
 
 
 def test_the_real_cifar10(shared_data):
-    data = load(f"cifar10:{shared_data / 'cifar10'}")
-    assert (len(data.train), len(data.val), len(data.test)) == (45_000, 5_000, 10_000)
-    assert Counter(data.val.labels.tolist()) == dict.fromkeys(range(10), 500)
-    seen = torch.cat([data.train.images, data.val.images]).double() / 255
-    # Mean and deviation of all 50,000, as the page beside the files gives them.
-    assert [round(value, 5) for value in seen.mean((0, 2, 3)).tolist()] == [0.49125, 0.48209, 0.44652]
-    assert [round(value, 5) for value in seen.std((0, 2, 3), correction=0).tolist()] == [0.24523, 0.24278, 0.26063]
+    images, labels = read_jpeg_npz(shared_data / "cifar10" / "cifar10_test_jpeg.npz", size=32)
+    assert Counter(labels.tolist()) == dict.fromkeys(range(10), 1000)
+    assert images.shape == (10_000, 3, 32, 32)
+    # The train split's numbers, as the page beside the files gives them, are near enough.
+    assert np.abs(images.mean((0, 2, 3)) / 255 - [0.49125, 0.48209, 0.44652]).max() < 0.01
+    assert np.abs(images.std((0, 2, 3)) / 255 - [0.24523, 0.24278, 0.26063]).max() < 0.01
 
 
 # ------------------------------------------------------------------------------------------------- images

@@ -17,7 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nmflow.layout import from_rows, rows_shape, to_rows
+from nmflow.layout import from_rows, rows_shape, to_rows, write_back
 from nmflow.masks import block_counts, is_nm, nm_mask, top_n
 from nmflow.pattern import Pattern
 
@@ -361,6 +361,25 @@ def test_rows_are_the_lines_of_the_reduction_axis_and_come_back(shape: tuple[int
         expected = [weight.reshape(-1).tolist()]
     assert rows.tolist() == expected
     assert torch.equal(from_rows(rows, shape, layout), weight)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(3, 4, 2, 2),
+        torch.zeros(3, 4, 1, 1),
+        torch.zeros(3, 4, 2, 2).to(memory_format=torch.channels_last),
+        torch.zeros(0, 4, 2, 2),
+    ],
+    ids=["a-copy", "a-view", "channels-last", "empty"],
+)
+def test_what_is_written_into_rows_stands_in_the_tensor(tensor: Tensor) -> None:
+    values = torch.arange(float(tensor.numel())).reshape(rows_shape(tuple(tensor.shape), "conv"))
+    rows = to_rows(tensor, "conv")
+    rows.copy_(values)
+    write_back(rows, tensor, "conv")
+    found = [[tensor[index].item() for index in line] for line in conv_lines(tuple(tensor.shape))]
+    assert found == values.tolist()
 
 
 @given(st.integers(1, 9), st.integers(0, 30), st.integers(0, 2**16))

@@ -6,7 +6,7 @@ import copy
 import pickle
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nmflow import Pattern
@@ -122,6 +122,7 @@ def test_patterns_are_ordered_by_density_then_by_m() -> None:
 
 
 @given(patterns, patterns)
+@example((1, 3), (10**17, 3 * 10**17 + 1))                        # one float, two densities
 def test_the_order_is_exact_where_floats_would_round(a: tuple[int, int], b: tuple[int, int]) -> None:
     expected = (a[0] * b[1], a[1]) < (b[0] * a[1], b[1])          # n/m compared by cross multiplication
     assert (Pattern(*a) < Pattern(*b)) == expected

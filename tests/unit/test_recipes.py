@@ -559,6 +559,7 @@ def test_the_density_of_a_sequence_never_rises(name: str, first: int, total: int
         (lambda: recipe("ste", dense=True), "dense=True"),
         (lambda: recipe("mdgf-linear", decay_end=1.01), "decay_end=1.01"),
         (lambda: recipe("mdgf-linear", dense=2, decay_end=3), "dense=2: .*decay_end=3: "),
+        (lambda: recipe("mdgf-linear", dense=2, beta=-1, pruned_gradient="g"), "dense=2: .*pruned.*'g'.*beta=-1"),
         (lambda: recipe("mdgf-linear", dense=0.7), "begins at 0.7 .* decay_end=0.7"),
         (lambda: recipe("ste", decay_end=0.5), "no decay phase; leave decay_end out"),
         (lambda: recipe("mdgf-linear", beta=0), "beta=0"),

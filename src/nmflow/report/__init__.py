@@ -1,0 +1,1 @@
+"""What run folders say: tables, plots and pages made from their JSON. Nothing here needs torch."""

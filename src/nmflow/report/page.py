@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nmflow.report.folder import RunFolder, read_json
-from nmflow.report.tables import percent, recipe_label, verdict
+from nmflow.report.tables import percent, run_title, verdict
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; max-width: 54rem; margin: 2.5rem auto; padding: 0 1rem }
@@ -32,11 +32,11 @@ def write_page(run_dir: str | Path, path: str | Path, command: str) -> None:
     folder = RunFolder(Path(run_dir))
     result, surroundings = read_json(folder.result), read_json(folder.environment)
     picture = base64.b64encode(folder.plot.read_bytes()).decode("ascii")
-    title = f"{result['model']} on {result['config']['data']['name']}: {_what(result)}"
+    title = run_title(result)
     body = [
         f"<h1>{escape(title)}</h1>",
-        f'<p class="quiet">{escape(result["data"])}. {result["parameters"]:,} parameters, {result["steps"]:,} optimizer '
-        f"steps, seed {result['seed']}. In N:M, N is the number of weights kept of every M.</p>",
+        f'<p class="quiet">{escape(result["data"])}. {result["parameters"]:,} parameters, {result["steps"]:,} '
+        "optimizer steps. In N:M, N is the number of weights kept of every M.</p>",
         "<h2>Accuracy</h2>",
         _accuracies(result),
         *_proof(result),
@@ -55,11 +55,6 @@ def write_page(run_dir: str | Path, path: str | Path, command: str) -> None:
         f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
     )
     Path(path).write_text(html, encoding="utf-8")
-
-
-def _what(result: dict[str, Any]) -> str:
-    recipe = recipe_label(result["config"]["recipe"])
-    return recipe if result["compressed"] is None else f"{result['pattern']} by {recipe}"
 
 
 def _accuracies(result: dict[str, Any]) -> str:
@@ -84,7 +79,9 @@ def _proof(result: dict[str, Any]) -> list[str]:
     proof = result["verify"]
     if proof is None:
         return []
-    rows = [[layer["label"], layer["pattern"], f"{layer['blocks']:,}", f"{layer['broken']:,}"] for layer in proof["layers"]]
+    rows = [
+        [layer["label"], layer["pattern"], f"{layer['blocks']:,}", f"{layer['broken']:,}"] for layer in proof["layers"]
+    ]
     kind = "" if proof["ok"] else ' class="bad"'
     return [
         "<h2>Proof</h2>",

@@ -12,8 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from nmflow.report.folder import RunFolder, read_metrics
-from nmflow.report.tables import Cell
+from nmflow.report.folder import RunFolder, read_json, read_metrics
+from nmflow.report.tables import Cell, run_title
 
 SPARSE = "#0b6bb3"
 DENSE = "0.55"
@@ -24,7 +24,17 @@ Lines = list[dict[str, Any]]
 
 
 def plot_training(run_dir: str | Path, path: str | Path) -> None:
-    """Draw D(j), density, loss and accuracy of a run over its steps to a PNG; the dense run beside it in grey.
+    """Draw `training_figure` to a PNG. Raises `ValueError` where the run has no figures yet."""
+    training_figure(run_dir).savefig(path, dpi=150, format="png")
+
+
+def plot_compare(cells: Sequence[Cell], path: str | Path) -> None:
+    """Draw `compare_figure` to a PNG. Raises `ValueError` where no run is done."""
+    compare_figure(cells).savefig(path, dpi=150, format="png")
+
+
+def training_figure(run_dir: str | Path) -> Figure:
+    """D(j), density, loss and accuracy of a run over its steps, phases shaded, the dense run beside it in grey.
 
     Raises `ValueError` where the run has no figures yet.
     """
@@ -49,11 +59,13 @@ def plot_training(run_dir: str | Path, path: str | Path) -> None:
     panels[-1].set(xlabel="optimizer step", xlim=(0, last))
     panels[-1].xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
     figure.align_ylabels(panels)
-    figure.savefig(path, dpi=150, format="png")
+    if folder.result.exists():
+        figure.suptitle(run_title(read_json(folder.result)), fontsize=11)
+    return figure
 
 
-def plot_compare(cells: Sequence[Cell], path: str | Path) -> None:
-    """Draw test accuracies by pattern and recipe to a PNG: every run a dot, the mean a bar, the dense runs in grey.
+def compare_figure(cells: Sequence[Cell]) -> Figure:
+    """Test accuracies by pattern and recipe: every run a dot, the mean a bar, the dense runs a grey band.
 
     Raises `ValueError` where no run is done.
     """
@@ -84,34 +96,34 @@ def plot_compare(cells: Sequence[Cell], path: str | Path) -> None:
     axes.grid(axis="y", color="0.85", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150, format="png")
+    return figure
 
 
 # -- the panels of one run ---------------------------------------------------------------------------------------
 
 
 def _draw_decay(axes: Axes, states: Lines) -> None:
-    _steps(axes, states, "decay", SPARSE)
+    _draw_state(axes, states, "decay")
     axes.set(ylabel="decay D(j)", ylim=(-0.05, 1.25), yticks=[0, 0.5, 1])
 
 
 def _draw_density(axes: Axes, states: Lines) -> None:
-    _steps(axes, states, "density", SPARSE)
+    _draw_state(axes, states, "density")
     lowest = min(line["density"] for line in states)
     axes.set_yscale("log", base=2)
     axes.set(ylabel="density of W~", ylim=(lowest / 1.6, 2.2))
     powers = [power for power in range(12) if 2.0**-power >= lowest / 1.6]
     axes.set_yticks([2.0**-power for power in powers], [f"1/{2**power}" if power else "1" for power in powers])
     axes.minorticks_off()
-    shown = None
-    for before, line in pairwise([{"pattern": "dense", "step": -1}, *states]):
-        if line["pattern"] != before["pattern"] and line["pattern"] != "dense":
-            if shown is None or line["step"] - shown > 0.06 * states[-1]["step"]:
-                axes.annotate(
-                    line["pattern"], (line["step"], line["density"]), xytext=(4, 4), textcoords="offset points",
-                    fontsize=8, color="0.25",
-                )  # fmt: skip
-                shown = line["step"]
+    room = 0.06 * states[-1]["step"]
+    named = -room
+    for before, line in pairwise(states):
+        if line["density"] < 0.99 * before["density"] and _is_change(before, line) and line["step"] - named >= room:
+            place = (line["step"], line["density"])
+            axes.annotate(
+                line["pattern"], place, xytext=(4, 4), textcoords="offset points", fontsize=8, color="0.25"
+            )
+            named = line["step"]
 
 
 def _draw_loss(axes: Axes, sparse: Lines, dense: Lines) -> None:
@@ -132,15 +144,24 @@ def _draw_accuracy(axes: Axes, sparse: Lines, dense: Lines) -> None:
         _line(axes, lines, "val_accuracy", colour, linewidth=1.8, marker="o", markersize=3, label=name)
     axes.set(ylabel="validation accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
-    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
     if axes.lines:
         axes.legend(frameon=False, fontsize=8, loc="lower right")
 
 
-def _steps(axes: Axes, lines: Lines, key: str, colour: str) -> None:
-    """A quantity that holds from each logged step to the next."""
-    steps, values = [line["step"] for line in lines], [line[key] for line in lines]
-    axes.plot(steps, values, color=colour, linewidth=1.8, drawstyle="steps-post")
+def _draw_state(axes: Axes, states: Lines, key: str) -> None:
+    """A quantity that moves within a stretch and jumps where phase or pattern change."""
+    points = [(states[0]["step"], states[0][key])]
+    for before, line in pairwise(states):
+        if _is_change(before, line):
+            points.append((line["step"], before[key]))
+        points.append((line["step"], line[key]))
+    axes.plot(*zip(*points, strict=True), color=SPARSE, linewidth=1.8)
+
+
+def _is_change(before: dict[str, Any], line: dict[str, Any]) -> bool:
+    """Every change of phase or pattern has a line of its own in the log."""
+    return (before["phase"], before["pattern"]) != (line["phase"], line["pattern"])
 
 
 def _line(axes: Axes, lines: Lines, key: str, colour: str, **style: Any) -> None:
@@ -150,7 +171,7 @@ def _line(axes: Axes, lines: Lines, key: str, colour: str, **style: Any) -> None
 
 
 def _phases(states: Lines, last: int) -> list[tuple[str, int, int]]:
-    """(phase, first step, end): a change of phase always has a line of its own in the log."""
+    """(phase, first step, end) of each stretch of one phase."""
     starts = [states[0], *(line for before, line in pairwise(states) if line["phase"] != before["phase"])]
     ends = [*(line["step"] for line in starts[1:]), last]
     return [(line["phase"], line["step"], end) for line, end in zip(starts, ends, strict=True) if end > line["step"]]

@@ -45,6 +45,13 @@ def _part_label(part: dict[str, Any] | Sequence[Any]) -> str:
     return recipe_label(name) + (f" to {pattern}" if pattern else "")
 
 
+def run_title(result: dict[str, Any]) -> str:
+    """What a finished run was, in one line, from its result.json."""
+    recipe = recipe_label(result["config"]["recipe"])
+    what = recipe if result["compressed"] is None else f"{result['pattern']} by {recipe}"
+    return f"{result['model']} on {result['config']['data']['name']}, {what}, seed {result['seed']}"
+
+
 # -- one run -----------------------------------------------------------------------------------------------------
 
 

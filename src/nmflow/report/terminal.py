@@ -50,6 +50,7 @@ def plan_lines(segments: Sequence[Segment], recipe: Recipe) -> list[str]:
 
 
 def doctor_tables(facts: Facts) -> list[Table]:
+    """The machine, the packages, the kernels."""
     machine = Table(box=box.SIMPLE_HEAD, show_header=False)
     torch = f"{facts.torch}, {facts.threads} threads, {facts.cpu}" if facts.torch else "not installed"
     for name, value in (

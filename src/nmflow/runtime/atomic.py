@@ -22,8 +22,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    mode = temporary.stat().st_mode  # what the umask leaves; safetensors makes files that only their owner reads
     try:
         yield temporary
+        temporary.chmod(mode)
         _sync(temporary)
         os.replace(temporary, path)
     except BaseException:

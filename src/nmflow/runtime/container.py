@@ -61,7 +61,9 @@ class Header:
             "dtypes": dict(self.dtypes),
             "aliases": dict(self.aliases),
         }
-        return {"format": "pt", _KEY: json.dumps(content)}
+        # transformers opens files that say "pt". Only dense ones need it: safetensors writes two keys in random order,
+        # one key gives equal models equal files.
+        return {**({"format": "pt"} if self.format == DENSE else {}), _KEY: json.dumps(content)}
 
 
 def header_of(metadata: Mapping[str, str] | None) -> Header | None:

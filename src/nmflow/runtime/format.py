@@ -77,9 +77,9 @@ class CompressedNM:
         )
 
     def unpack(self) -> Tensor:
-        """The dense weight, contiguous: the bits of every stored number (a NaN stays some NaN), +0 elsewhere."""
+        """The dense weight: the bits of every stored number (a NaN stays some NaN), +0 elsewhere."""
         rows_RK = expand(self.values, self.offsets, self.axis, self.pattern.n, self.pattern.m)
-        return from_rows(rows_RK, self.shape, self.layout).contiguous()
+        return weight_of(rows_RK, self.shape, self.layout)
 
     @property
     def axis(self) -> int:
@@ -115,6 +115,15 @@ class CompressedNM:
             return problems
         num_broken, shown = bad_offsets(self.offsets, self.values, axis, self.pattern)
         return [named(num_broken, shown)] if num_broken else []
+
+
+def weight_of(rows_RK: Tensor, shape: tuple[int, ...], layout: Layout) -> Tensor:
+    """The weight that these rows are, with the strides of a new tensor of its shape.
+
+    `contiguous()` would not do: a 1x1 convolution counts as contiguous in several memory formats at once, and
+    convolutions choose their algorithm by the strides.
+    """
+    return from_rows(rows_RK, shape, layout).reshape(-1).view(shape)
 
 
 def offset_dtype_of(pattern: Pattern) -> torch.dtype:

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nmflow import ops
-from nmflow.layout import from_rows
-from nmflow.runtime.format import CompressedNM
+from nmflow.runtime.format import CompressedNM, weight_of
 from nmflow.runtime.parts import StoredWeight
 from nmflow.runtime.view import WeightView
 from nmflow.targets import is_gpt2_conv1d
@@ -122,9 +121,8 @@ class PackedWeight(nn.ModuleList):
         return torch.Size(self.stored.shape).numel() * self.like.itemsize
 
     def unpack(self) -> Tensor:
-        """The dense weight, contiguous, in its own shape and layout."""
-        rows_RK = torch.cat([part.unpack() for part in self.rows])
-        return from_rows(rows_RK, self.stored.shape, self.stored.layout).contiguous()
+        """The dense weight in its own shape and layout."""
+        return weight_of(torch.cat([part.unpack() for part in self.rows]), self.stored.shape, self.stored.layout)
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """y = x W^T + b, slice by slice."""

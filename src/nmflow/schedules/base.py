@@ -87,8 +87,10 @@ class PhasedRecipe(Recipe):
     patterns; the last one has to be the target, and without mask decay its start ends the decay phase."""
 
     def __post_init__(self) -> None:
-        problems = [*self._settle_schedule(), *gradient_problems(self.pruned_gradient), *self.problems()]
-        problems = problems or self._settle_window()
+        problems = self._settle_schedule()
+        if not problems:
+            problems = self._settle_window()
+        problems += [*gradient_problems(self.pruned_gradient), *self.problems()]
         if problems:
             raise ValueError(f"recipe {self.name}: {'; '.join(problems)}")
 

@@ -26,7 +26,7 @@ from nmflow.train.loop import prepare
 from nmflow.train.progress import Display
 from nmflow.train.recorder import check_tensorboard
 from nmflow.train.single import run_single
-from nmflow.train.stop import Interrupted, how_to_resume
+from nmflow.train.stop import resumable
 
 
 @dataclass(frozen=True)
@@ -81,19 +81,15 @@ def _go_on(config: TrainConfig, folder: RunFolder, data: Data, console: Console 
     again = f"nmflow train resume={shlex.quote(str(folder.path))}"
     main = PartialState().is_main_process
     dense = None
-    try:
-        with Display(console if main else None) as display:
-            if config.baseline and config.build_recipe().name != "dense":
-                baseline = config.model_copy(update={"recipe": "dense", "baseline": False})
-                dense = run_single(baseline, folder.dense, data, display, again, "dense")
-            run_single(config, folder, data, display, again, "sparse", baseline=dense)
-    except Interrupted:
-        raise
-    except KeyboardInterrupt as stop:
-        raise how_to_resume(again, "between two steps") from stop
-    if main and not folder.page.exists():
-        plot_training(folder.path, folder.plot)
-        write_page(folder.path, folder.page, reproduce_command(config))
+    is_dense = config.build_recipe().name == "dense"
+    with resumable(again), Display(console if main else None) as display:
+        if config.baseline and not is_dense:
+            baseline = config.model_copy(update={"recipe": "dense", "baseline": False})
+            dense = run_single(baseline, folder.dense, data, display, again, "dense")
+        run_single(config, folder, data, display, again, "dense" if is_dense else "sparse", baseline=dense)
+        if main and not folder.page.exists():
+            plot_training(folder.path, folder.plot)
+            write_page(folder.path, folder.page, reproduce_command(config))
     return RunResult(folder)
 
 

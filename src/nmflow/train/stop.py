@@ -22,6 +22,17 @@ def how_to_resume(command: str, where: str) -> Interrupted:
 
 
 @contextmanager
+def resumable(command: str) -> Iterator[None]:
+    """Tell whoever interrupts outside of the loop how to go on, too."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt as stop:
+        raise how_to_resume(command, "between two steps") from stop
+
+
+@contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
     """Turn SIGINT and SIGTERM into a question: has anybody asked to stop? A second SIGINT interrupts at once.
 

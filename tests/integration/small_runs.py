@@ -1,0 +1,58 @@
+"""Runs small enough for a test: digits, one narrow layer, a dozen steps."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nmflow.train.config import TrainConfig
+
+MODEL: dict[str, Any] = {"name": "vit-tiny", "width": 32, "depth": 1, "heads": 2, "patch": 4, "mlp_ratio": 2.0}
+SETTINGS: dict[str, Any] = {
+    "model": MODEL,
+    "pattern": "1:8",
+    "steps": 12,
+    "batch": 16,
+    "optim": {"lr": 0.01},
+    "log_every": 2,
+    "eval_every": 4,
+    "checkpoint_every": 5,
+    "baseline": False,
+}
+SOURCE = Path(__file__).parents[2] / "src"
+
+
+def small(**changes: Any) -> TrainConfig:
+    """The settings of a small run, some of them changed."""
+    settings = {**SETTINGS, **changes}
+    if "targets" in changes:
+        del settings["pattern"]
+    return TrainConfig(**settings)
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a file."""
+    return load_file(path)
+
+
+def assert_same_bits(one: Path, two: Path) -> None:
+    """Two safetensors files hold the same tensors."""
+    a, b = weights(one), weights(two)
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def start(*arguments: str, threads: int = 1) -> subprocess.Popen[str]:
+    """A Python process that finds this package; `python -m nmflow ...` is `start("-m", "nmflow", ...)`."""
+    settings = {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": str(threads), "ACCELERATE_USE_CPU": "true"}
+    environment = {**os.environ, **settings}
+    return subprocess.Popen(
+        [sys.executable, *arguments], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )

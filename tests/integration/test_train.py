@@ -1,0 +1,364 @@
+"""The loop against a hand-written one, and everything a run leaves behind against its own files."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import socket
+from importlib import metadata
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from small_runs import MODEL, assert_same_bits, small, start, weights
+
+from nmflow.models import build_model
+from nmflow.report.folder import RunFolder, read_metrics
+from nmflow.runtime import verify
+from nmflow.schedules import recipe
+from nmflow.train import load_config, train
+from nmflow.train.config import TrainConfig
+from nmflow.train.data import load_data
+from nmflow.train.data.order import batch_indices
+from nmflow.train.loop import DivergedError, evaluate, prepare, take_step
+from nmflow.train.run import reproduce_command
+
+HERE = Path(__file__).parent
+GENTLE = {"lr": 0.01, "eps": 1e-3}
+"""A large eps: AdamW divides rounding errors of tiny gradients by tiny numbers otherwise."""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """One finished run with its baseline, read by many tests."""
+    return train(small(baseline=True, steps=40, out=str(tmp_path_factory.mktemp("runs") / "one")))
+
+
+# -- the loop ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clip", [0.5, None])
+def test_dense_loop_is_the_plain_one(tmp_path, clip):
+    """Bit for bit what a page of plain torch gives: data order, warm-up, cosine, clipping, AdamW."""
+    lr, steps, batch = 0.01, 12, 16
+    config = small(recipe="dense", optim={"lr": lr, "warmup": 0.25, "clip": clip}, seed=3, out=str(tmp_path / "r"))
+    data = load_data(config.data)
+    torch.manual_seed(3)
+    model = build_model(config.model, data)
+    matrices = [p for name, p in model.named_parameters() if p.dim() > 1 and name != "position"]
+    others = [p for name, p in model.named_parameters() if p.dim() == 1 or name == "position"]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.999)
+    )
+    losses, norms = [], []
+    for step in range(steps):
+        rising = (step + 1) / 4
+        falling = (1 + math.cos(math.pi * (step - 3) / 9)) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = lr * (rising if step < 3 else falling)
+        inputs, targets = data.train.batch(batch_indices(len(data.train), batch, 3, step))
+        loss = F.cross_entropy(model(inputs), targets)
+        loss.backward()
+        limit = 1e9 if clip is None else clip
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), limit).item())
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    folder = train(config).folder
+    found = weights(folder.model)
+    assert [name for name, p in model.state_dict().items() if not torch.equal(p, found[name])] == []
+    lines = [line for line in read_metrics(folder.metrics) if "loss" in line]
+    assert [line["loss"] for line in lines] == [losses[line["step"] - 1] for line in lines]
+    assert [line["grad_norm"] for line in lines] == [norms[line["step"] - 1] for line in lines]
+
+
+@pytest.mark.parametrize("name", ["mdgf-exponential", "sr-ste"])
+def test_micro_batches_change_nothing(tmp_path, name):
+    """λ of SR-STE included: it is added once an optimizer step."""
+    changed = {"name": "sr-ste", "sr_ste": 0.05} if name == "sr-ste" else name
+    runs = [
+        train(small(recipe=changed, accumulate=k, optim=GENTLE, out=str(tmp_path / f"{k}")))
+        for k in (1, 4)
+    ]
+    one, four = (weights(run.folder.checkpoint) for run in runs)
+    for tensor in one:
+        torch.testing.assert_close(four[tensor], one[tensor], rtol=1e-3, atol=2e-5)
+    losses = [[line["loss"] for line in read_metrics(run.folder.metrics) if "loss" in line] for run in runs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_step_is_a_function_of_seed_and_step():
+    """Whatever was drawn or evaluated in between, dropout and augmentation included."""
+    config = small(model={**MODEL, "dropout": 0.2}, data={"name": "digits", "augment": True})
+    data = load_data(config.data)
+    quiet, busy = prepare(config, data), prepare(config, data)
+    for step in range(4):
+        take_step(quiet, step)
+        torch.rand(7)
+        evaluate(busy.state.model, data.val, "cpu")
+        take_step(busy, step)
+    for (name, a), b in zip(quiet.state.model.named_parameters(), busy.state.model.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_seeds(tmp_path):
+    first, again, other = (
+        train(small(seed=seed, out=str(tmp_path / name))).folder for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert_same_bits(first.model, again.model)
+    assert first.metrics.read_bytes() == again.metrics.read_bytes()
+    assert not torch.equal(weights(first.model)["stem.weight"], weights(other.model)["stem.weight"])
+
+
+def test_the_baseline_is_the_dense_run_of_the_same_settings(run, tmp_path):
+    alone = train(small(recipe="dense", steps=40, out=str(tmp_path / "r")))
+    assert_same_bits(run.folder.dense.model, alone.folder.model)
+    assert run.folder.dense.metrics.read_bytes() == alone.folder.metrics.read_bytes()
+    dense, result = json.loads(alone.folder.result.read_text()), json.loads(run.folder.result.read_text())
+    assert result["dense"]["test"] == dense["test"]
+    assert dense["compressed"] is dense["verify"] is dense["dense"] is None
+    assert not any("verified" in line for line in alone.lines())
+
+
+# -- the log -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mdgf-linear", "sdgf-stepwise", "sr-ste"])
+def test_the_log_says_what_the_recipe_does(tmp_path, name):
+    run = train(small(recipe=name, steps=25, log_every=7, eval_every=10, out=str(tmp_path / "r")))
+    lines = read_metrics(run.folder.metrics)
+    states = [line for line in lines if "phase" in line]
+    stages = [recipe(name).at(step, 25, "1:8") for step in range(26)]
+    kinds = [(stage.phase, stage.pattern) for stage in stages]
+    changes = {step for step in range(1, 26) if kinds[step] != kinds[step - 1]}
+    assert [line["step"] for line in states] == sorted({0, 7, 14, 21, 25} | changes)
+    for line in states:
+        stage = stages[line["step"]]
+        assert (line["decay"], line["phase"], line["pattern"]) == (stage.decay, stage.phase, str(stage.pattern))
+        assert line["density"] == pytest.approx(1.0 if stage.decay else stage.pattern.density)
+    assert [line["step"] for line in lines if "val_loss" in line] == [10, 20, 25]
+    assert all({"loss", "lr", "grad_norm", "flips"} <= line.keys() for line in states[1:])
+
+
+def test_flips_are_the_entries_of_the_mask_that_changed(tmp_path):
+    config = small(recipe="ste", log_every=1)
+    run = prepare(config, load_data(config.data))
+    before = None
+    for step in range(4):
+        take_step(run, step)
+        masks = {n: m.weight != 0 for n, m in run.state.model.named_modules() if n.endswith(("linear1", "linear2"))}
+        if before is not None:
+            flips = sum(int((masks[name] != before[name]).sum()) for name in masks)
+            assert run.state.sparsifier.report().flips == flips > 0
+        before = masks
+
+
+# -- what is left behind -----------------------------------------------------------------------------------------
+
+
+def accuracy_of(model, split):
+    """Test accuracy, one item at a time."""
+    model.eval()
+    right = 0
+    with torch.no_grad():
+        for index in range(len(split)):
+            inputs, targets = split.batch(torch.tensor([index]))
+            right += int(model(inputs)[0].argmax() == targets[0])
+    return right / len(split)
+
+
+def test_figures_agree_with_the_files(run):
+    folder, config = run.folder, small(baseline=True, steps=40)
+    result = json.loads(folder.result.read_text())
+    data = load_data(config.data)
+    model = build_model(config.model, data)
+    model.load_state_dict(weights(folder.model))
+    assert result["test"]["accuracy"] == pytest.approx(accuracy_of(model, data.test), abs=0.003)
+    assert result["test"]["items"] == len(data.test)
+    assert result["compressed"]["test"]["accuracy"] == pytest.approx(result["test"]["accuracy"], abs=0.003)
+    assert result["compressed"]["bytes_before"] == folder.model.stat().st_size
+    assert result["compressed"]["bytes_after"] == folder.compressed.stat().st_size < folder.model.stat().st_size
+    assert result["dense"]["test"]["accuracy"] > 0.5 < result["test"]["accuracy"]
+    last = read_metrics(folder.metrics)[-1]
+    assert result["val"]["accuracy"] == last["val_accuracy"]
+    assert result["val"]["loss"] == pytest.approx(last["val_loss"], rel=1e-5)
+    assert result["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+def test_weights_are_nm_in_the_file(run):
+    """Counted block by block, without the package."""
+    found = weights(run.folder.model)
+    sparse = [name for name in found if name.endswith(("linear1.weight", "linear2.weight"))]
+    assert len(sparse) == 2
+    for name in sparse:
+        rows, axis = found[name].shape
+        for row, block in product(range(rows), range(axis // 8)):
+            assert int((found[name][row, 8 * block : 8 * block + 8] != 0).sum()) <= 1
+    assert (found["head.weight"] != 0).all()
+    assert verify(run.folder.path).ok
+    assert verify(run.folder.compressed).ok
+
+
+def test_one_more_nonzero_is_found(run, tmp_path):
+    found = weights(run.folder.model)
+    name = "encoder.layers.0.linear1.weight"
+    found[name][2, 8:16] = 1.0
+    save_file(found, tmp_path / "model.safetensors")
+    (tmp_path / "targets.json").write_bytes(run.folder.targets.read_bytes())
+    report = verify(tmp_path)
+    assert not report.ok
+    assert "row 2, block 1" in "\n".join(report.lines())
+
+
+def test_last_lines(run):
+    text = "\n".join(run.lines())
+    result = json.loads(run.folder.result.read_text())
+    assert f"dense test accuracy:  {100 * result['dense']['test']['accuracy']:.1f} %" in text
+    assert f"sparse test accuracy: {100 * result['test']['accuracy']:.1f} %" in text
+    assert "verified: 2 of 2 layers are N:M" in text
+    before, after = run.folder.model.stat().st_size, run.folder.compressed.stat().st_size
+    assert f"bytes: {before:,} -> {after:,} ({before / after:.2f} times smaller)" in text
+    assert str(run.folder.path) in text
+    assert str(run.folder.plot) in text
+    assert json.loads(json.dumps(run.to_dict()))["folder"] == str(run.folder.path)
+
+
+def test_the_folder(run):
+    found = {path.relative_to(run.folder.path).as_posix() for path in run.folder.path.rglob("*") if path.is_file()}
+    both = {
+        "config.yaml", "environment.json", "metrics.jsonl", "checkpoint.safetensors", "model.safetensors",
+        "result.json",
+    }  # fmt: skip
+    own = {"targets.json", "compressed.safetensors", "training.png", "report.html"}
+    assert found == both | own | {f"dense/{name}" for name in both}
+    assert load_config(run.folder.config) == small(baseline=True, steps=40, out=str(run.folder.path))
+    text = run.folder.environment.read_text()
+    assert json.loads(text)["packages"]["torch"] == metadata.version("torch")
+    assert [word for word in (socket.gethostname(), str(Path.home()), str(Path.cwd())) if word in text] == []
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        small(),
+        TrainConfig(),
+        small(recipe={"name": "mdgf-linear", "dense": 0.1}, targets={"qk": "1:4", "head": None}),
+        small(recipe=[{"recipe": "sdgf-stepwise", "until": 0.5, "pattern": "2:4"}, {"recipe": "ste", "until": 1.0}]),
+        small(data="text:some 'odd' name.txt", model="lm-tiny", optim={"clip": None, "betas": (0.5, 0.25)}),
+    ],
+    ids=lambda config: str(config.recipe),
+)
+def test_the_command_trains_the_same_again(config):
+    command = shlex.split(reproduce_command(config))
+    assert command[:2] == ["nmflow", "train"]
+    assert load_config(None, command[2:]) == config
+
+
+# -- other runs --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["snip", "idp", "sdgf-geometric"])
+def test_recipes_of_every_mask_rule(tmp_path, name):
+    run = train(small(recipe=name, steps=20, out=str(tmp_path / "r")))
+    assert "verified: 2 of 2 layers are N:M" in run.lines()
+
+
+def test_several_patterns(tmp_path):
+    run = train(small(targets={"ff": "1:8", "qk": "2:4"}, out=str(tmp_path / "r")))
+    assert json.loads(run.folder.result.read_text())["pattern"] in ("1:8 + 2:4", "2:4 + 1:8")
+    assert len(verify(run.folder.path).layers) > 2
+
+
+def test_text(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 60)
+    model = {"name": "lm-tiny", "width": 32, "depth": 1, "heads": 2}
+    config = small(data={"name": "text", "path": str(text), "context": 16}, model=model, out=str(tmp_path / "r"))
+    run = train(config)
+    data = load_data(config.data)
+    result = json.loads(run.folder.result.read_text())
+    assert result["test"]["items"] == len(data.test) * 16
+    assert result["test"]["loss"] < math.log(data.num_classes)
+
+
+def test_bf16_and_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard", reason="TensorBoard is optional")
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from small_runs import small; from nmflow.train import train;"
+        "print('\\n'.join(train(small(precision='bf16', tensorboard=True, out=sys.argv[2])).lines()))"
+    )
+    process = start("-c", script, str(HERE), str(tmp_path / "r"))
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "verified: 2 of 2 layers are N:M" in out
+    assert {t.dtype for t in weights(tmp_path / "r" / "model.safetensors").values()} == {torch.float32}
+    assert list((tmp_path / "r" / "tensorboard").glob("events*"))
+
+
+def test_two_processes_train_what_one_does(tmp_path):
+    """The same batches, shared; only the main process writes. (`accelerate launch` starts processes like this.)"""
+    script = tmp_path / "run.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(HERE)!r})\n"
+        "from small_runs import small\nfrom nmflow.train import train\n"
+        f"train(small(accumulate=2, optim={GENTLE}, out={str(tmp_path / 'two')!r}))\n"
+    )
+    process = start("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script))
+    one = train(small(out=str(tmp_path / "one"), optim=GENTLE)).folder
+    _, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err
+    two = RunFolder(tmp_path / "two")
+    found, expected = weights(two.checkpoint), weights(one.checkpoint)
+    for name in (name for name in expected if name.startswith("model/")):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-4)
+    lines, lines_of_one = read_metrics(two.metrics), read_metrics(one.metrics)
+    assert [line["step"] for line in lines] == [line["step"] for line in lines_of_one]
+    for line, other in zip(lines, lines_of_one, strict=True):
+        if "loss" in line:
+            assert (line["loss"], line["grad_norm"]) == pytest.approx((other["loss"], other["grad_norm"]), rel=1e-3)
+        if "val_loss" in line:
+            assert line["val_loss"] == pytest.approx(other["val_loss"], rel=1e-3)
+            assert line["val_accuracy"] == pytest.approx(other["val_accuracy"], abs=0.012)
+    assert json.loads(two.environment.read_text())["processes"] == 2
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_is_taken(tmp_path):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"nmflow train resume=.*out="):
+        train(small(out=str(tmp_path / "r")))
+    with pytest.raises(FileExistsError, match=r"out="):
+        train(small(out=str(tmp_path / "r" / "thesis.txt")))
+    assert [path.name for path in (tmp_path / "r").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"pattern": "1:24"}, "24 does not divide it"),
+        ({"targets": {"nobody": "1:4"}}, "matches nothing"),
+        ({"steps": 3, "recipe": "sdgf-stepwise"}, "too short"),
+        ({"model": "lm-tiny"}, "takes text"),
+        ({"model": {**MODEL, "patch": 3}}, "does not divide an image"),
+    ],
+)
+def test_what_cannot_run_leaves_no_folder(tmp_path, changes, words):
+    with pytest.raises(ValueError, match=words):
+        train(small(**changes, out=str(tmp_path / "r")))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_diverges_keeps_its_last_checkpoint(tmp_path):
+    wild = {"lr": 1e30, "clip": None, "schedule": "constant"}
+    with pytest.raises(DivergedError, match=r"step \d+: .*NaN or inf.*optim.lr"):
+        train(small(optim=wild, checkpoint_every=1, out=str(tmp_path / "r")))
+    found = weights(tmp_path / "r" / "checkpoint.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in found.values())
+    assert not (tmp_path / "r" / "result.json").exists()
