@@ -108,9 +108,8 @@ class Sparsifier:
         stages = self._check()
         gradients = {stage.pruned_gradient for stage in stages}
         gradient = gradients.pop() if len(gradients) == 1 else "mixed"
-        self._fixes_masks = any(stage.mask != "fresh" for stage in stages)
         self.current_step = 0
-        self._progress = Progress(self._stages(0), carries_masks=mask_every > 1 and not self._fixes_masks)
+        self._progress = Progress(self._stages(0), carries_masks=mask_every > 1)
         by_name: dict[str, list[tuple[int, Slot]]] = {}
         for index, slot in enumerate(self.slots):
             by_name.setdefault(slot.name, []).append((index, slot))
@@ -196,22 +195,20 @@ class Sparsifier:
         self._progress.serial += 1
         self.current_step = step
         for index, stage in enumerate(self._progress.stages):
-            entered = index not in self._progress.fixed or before[index].pattern != stage.pattern
-            if stage.mask == "inherit" and entered:
-                self._inherit(index, stage)
+            if stage.mask != "fresh" and not stage.pattern.is_dense and self._calibrated:
+                kept = self._progress.fixed.get(index)
+                if kept is None or (stage.mask == "inherit" and before[index].pattern != stage.pattern):
+                    self._progress.fixed[index] = self._best_of(index, stage.pattern, self._rows(self.slots[index]))
         changed = any(a.pattern != b.pattern for a, b in zip(before, self._progress.stages, strict=True))
         for name, effective in self._effective.items():
             effective.derive(self._dense_weight(name), new_masks=changed or step % self.mask_every == 0)
 
-    def _inherit(self, index: int, stage: Stage) -> None:
-        """IDP: the top N among the survivors of the stage before; pruned entries score below every weight."""
-        slot, survivors = self.slots[index], self._progress.fixed.get(index)
-        if stage.pattern.is_dense:
-            return
-        scores = self._rows(slot).detach().abs()
-        if survivors is not None:
-            scores = torch.where(survivors, scores, -1.0)
-        self._progress.fixed[index] = rows_mask(scores, stage.pattern, self._mask_remainder)
+    def _best_of(self, index: int, pattern: Pattern, w_RK: Tensor) -> Tensor:
+        """The mask of `pattern` by magnitude, among the survivors of a kept mask where there is one (IDP)."""
+        scores, survivors = w_RK.detach().abs(), self._progress.fixed.get(index)
+        if survivors is not None:  # pruned entries score below every weight
+            scores = torch.where(survivors.to(scores.device), scores, -1.0)
+        return rows_mask(scores, pattern, self._mask_remainder)
 
     # -- looking -------------------------------------------------------------------------------------------------
 
@@ -252,7 +249,7 @@ class Sparsifier:
         masks = {
             slot.label: _pack_bits(self._kept_mask(index))
             for index, slot in enumerate(self.slots)
-            if self._progress.carries_masks or index in self._progress.fixed
+            if self._carries(index) or index in self._progress.fixed
         }
         return {**self._identity(), "step": self.current_step, "calibrated": self._calibrated, "masks": masks}
 
@@ -294,19 +291,23 @@ class Sparsifier:
         self._calibrated = bool(state["calibrated"])
         self._progress.stages = stages
         self._progress.serial += 1
-        self._progress.fixed = {} if self._progress.carries_masks else unpacked
+        self._progress.fixed = {i: mask for i, mask in unpacked.items() if stages[i].mask != "fresh"}
         self.current_step = step
         for name, effective in self._effective.items():
-            if self._progress.carries_masks:
-                for index, slot in effective.slots:
-                    _write_rows(effective.mask, slot, unpacked[index])
-            effective.derive(self._dense_weight(name), new_masks=not self._progress.carries_masks)
+            carried = [(i, slot) for i, slot in effective.slots if self._carries(i)]
+            for index, slot in carried:
+                _write_rows(effective.mask, slot, unpacked[index])
+            effective.derive(self._dense_weight(name), new_masks=not carried)
 
     def _needs_mask(self, stage: Stage, calibrated: bool) -> bool:
-        """True where the weights alone do not say what the mask is."""
-        if self._progress.carries_masks:
-            return True
-        return stage.mask != "fresh" and not stage.pattern.is_dense and calibrated
+        """True where a state has to bring the mask, since the weights alone do not say what it is."""
+        if stage.mask == "fresh":
+            return self._progress.carries_masks
+        return calibrated and not stage.pattern.is_dense
+
+    def _carries(self, index: int) -> bool:
+        """True where the mask of a slot is an older one because of `mask_every`."""
+        return self._progress.carries_masks and self._progress.stages[index].mask == "fresh"
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -368,10 +369,9 @@ class Sparsifier:
         if self._progress.stages[index].pattern == slot.pattern:
             if fixed is not None:
                 return fixed.to(rows.device)
-            if self._progress.carries_masks and not effective.is_copy:
+            if self._carries(index) and not effective.is_copy:
                 return to_rows(effective.mask, slot.layout)[slice(*slot.row_range)]
-        scores = rows.abs() if fixed is None else torch.where(fixed.to(rows.device), rows.abs(), -1.0)
-        return rows_mask(scores, slot.pattern, self._mask_remainder)
+        return self._best_of(index, slot.pattern, rows)
 
     # -- inside --------------------------------------------------------------------------------------------------
 

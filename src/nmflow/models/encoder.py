@@ -12,7 +12,7 @@ from nmflow.train.config import ModelConfig
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a stack; the defaults are those of the paper's analysis ViT-tiny (spec, section 7)."""
+    """Sizes of a stack; the defaults are those of the paper's analysis ViT-tiny (docs/method.md, section 7)."""
 
     width: int = 192
     depth: int = 3

@@ -67,7 +67,7 @@ class PhasedRecipe(Recipe):
                             p = ⌊j·S/(e - d)⌋,  j = step - d,  S patterns, the last of which is the target
 
     A recipe of the table says its `patterns` (structure decay) or its `decay_at` (mask decay), nothing else.
-    Raises `ValueError` with every option that is out of range. Source: spec, sections 2 and 4; Bambhaniya et
+    Raises `ValueError` with every option that is out of range. Source: docs/method.md, sections 2 and 4; Bambhaniya et
     al. 2025, section 3.
     """
 
@@ -82,6 +82,8 @@ class PhasedRecipe(Recipe):
     """Fraction of the run at which the target and D = 0 are reached. Not given, it is the recipe's default;
     None where the decay phase ends as the last pattern begins."""
     pruned_gradient: PrunedGradient = "straight-through"
+    freeze: bool = False
+    """Keep the mask that fine-tune begins with; otherwise it is taken from W after every step, to the end."""
     schedule: Schedule | None = None
     """Patterns by fraction of the run, pairs or a mapping, in place of `dense` and of the recipe's own
     patterns; the last one has to be the target, and without mask decay its start ends the decay phase."""
@@ -136,7 +138,7 @@ class PhasedRecipe(Recipe):
             phase=phase,
             pruned_gradient=self.pruned_gradient,
             sr_ste=self.lambda_,
-            mask=self.mask,
+            mask="frozen" if self.freeze and phase == "fine-tune" else self.mask,
         )
 
     def changes(self, total_steps: int, target: Pattern | str, axis: int | None = None) -> tuple[int, ...]:

@@ -33,7 +33,7 @@ class MdgfLinear(MaskDecay):
 
         D(j) = 1 - j/(e - d),    or    D(j) = max(1 - β·j, 0)    where β is given;    0 from e on
 
-    Source: Bambhaniya et al. 2025, section 3; spec, section 4.
+    Source: Bambhaniya et al. 2025, section 3; docs/method.md, section 4.
 
     >>> [MdgfLinear(dense=0.0, decay_end=0.8).at(step, 10, "1:4").decay for step in (0, 2, 4, 8, 10)]
     [1.0, 0.75, 0.5, 0.0, 0.0]
@@ -53,7 +53,7 @@ class MdgfExponential(MaskDecay):
 
         D(j) = floor^(j/(e - d)),    or    D(j) = exp(-β·j)    where β is given;    0 from e on
 
-    Source: Bambhaniya et al. 2025, section 3; spec, section 4. The paper's ViT runs have β = 1e-4.
+    Source: Bambhaniya et al. 2025, section 3; docs/method.md, section 4. The paper's ViT runs have β = 1e-4.
 
     >>> [f"{MdgfExponential(dense=0.0, decay_end=0.9).at(step, 10, '1:4').decay:.3f}" for step in (0, 3, 6, 9)]
     ['1.000', '0.100', '0.010', '0.000']

@@ -15,7 +15,7 @@ from nmflow.schedules.structure_decay import stepwise_patterns
 class Snip(PhasedRecipe):
     """One N:M mask by connection sensitivity, abs(g⊙W) on a few batches before training, then fixed.
 
-    Source: Lee et al. 2019; spec, section 4.
+    Source: Lee et al. 2019; docs/method.md, section 4.
     """
 
     name: ClassVar[str] = "snip"

@@ -34,7 +34,7 @@ def recipe(name: str, **options: Any) -> Recipe:
 
     Options of all but `dense`: `dense`, `decay_end` (fractions of the run), `pruned_gradient`, `schedule`;
     of the mask decays `beta` per step; of mdgf-exponential `floor`; of sr-ste `sr_ste`. Raises `ValueError`
-    on an unknown name or option, naming the nearest, and on values out of range. Source: spec, section 4.
+    on an unknown name or option, naming the nearest, and on values out of range. Source: docs/method.md, section 4.
 
     >>> recipe("mdgf-linear", dense=0.0, decay_end=0.5).at(1, 8, "1:16").decay
     0.75

@@ -31,7 +31,7 @@ class Sequence(Recipe):
         W~ = W ⊙ [Φ + D·(Φ_outer - Φ)],     Φ_outer of the pattern the part before ended in, 1 at first
 
     A part counts its own steps: its fractions are of its length. The dense phase of a later part stays at
-    Φ_outer (Φ = Φ_outer, D = 0); the whole has one fine-tune phase, the last part's. Source: spec, section 4.
+    Φ_outer (Φ = Φ_outer, D = 0); the whole has one fine-tune phase, the last part's. Source: docs/method.md, section 4.
 
     Raises `ValueError` where a density would rise, and where D > 0 meets masks that are not nested.
     """
@@ -154,6 +154,8 @@ def _problems(parts: tuple[Part, ...]) -> Iterator[str]:
     for number, part in enumerate(parts, 1):
         if part.recipe.mask != "fresh" or part.recipe.needs_gradients:
             yield f"part {number}: {part.recipe.name} keeps a mask of its own and cannot be a part"
+        if part.recipe.freeze and number < len(parts):
+            yield f"part {number}: freeze is for the fine-tune phase, which only the last part has"
     given = [part.pattern for part in parts if part.pattern is not None]
     for one, two in pairwise(given):
         if denser(two, one):

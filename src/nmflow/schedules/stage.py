@@ -11,6 +11,8 @@ Phase = Literal["dense", "decay", "fine-tune"]
 PrunedGradient = Literal["straight-through", "decay", "masked"]
 MaskRule = Literal["fresh", "frozen", "inherit"]
 
+_DENSE = Pattern.dense()
+
 PRUNED_GRADIENTS: tuple[str, ...] = get_args(PrunedGradient)
 
 
@@ -34,7 +36,7 @@ class Stage:
     sr_ste: float = 0.0
     """λ of the term λ·(1 - Φ)⊙W that is added to the gradient once an optimizer step; 0 for none."""
     mask: MaskRule = "fresh"
-    """`fresh`: Φ from W after every optimizer step; `frozen`: Φ as first taken;
+    """`fresh`: Φ from W after every optimizer step; `frozen`: Φ as first taken in such a stage;
     `inherit`: Φ fixed within a pattern, the next one chosen among its survivors."""
-    outer: Pattern = Pattern(1, 1)
+    outer: Pattern = _DENSE
     """Pattern of Φ_outer: what the recipe before this one ended in."""

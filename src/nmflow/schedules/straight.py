@@ -58,7 +58,7 @@ class Ste(PhasedRecipe):
 class SrSte(Ste):
     """STE and a pull of the pruned weights towards zero: λ·(1 - Φ)⊙W is added to the gradient.
 
-    Source: Zhou et al. 2021; spec, sections 3 and 4.
+    Source: Zhou et al. 2021; docs/method.md, sections 3 and 4.
     """
 
     name: ClassVar[str] = "sr-ste"

@@ -15,7 +15,7 @@ _LARGEST_K = 16
 class SdgfStepwise(PhasedRecipe):
     """M stays, N falls: (M-1):M, then ⌈M/2^k⌉:M for k = 1, 2, ... while above N, then N:M.
 
-    Source: Bambhaniya et al. 2025, section 3; spec, section 4.
+    Source: Bambhaniya et al. 2025, section 3; docs/method.md, section 4.
 
     >>> [str(pattern) for pattern in SdgfStepwise().patterns(Pattern(1, 8), None)]
     ['7:8', '4:8', '2:8', '1:8']
@@ -33,7 +33,7 @@ class SdgfGeometric(PhasedRecipe):
 
     k is the largest power of two up to 16 for which k·M divides the axis; where M itself does not (a shorter
     last block), for which k·M fits in it. k = 1 is plain STE in a decay phase. Source: Bambhaniya et al.
-    2025, section 3, whose example decides over its formula; spec, section 4.
+    2025, section 3, whose example decides over its formula; docs/method.md, section 4.
 
     >>> [str(pattern) for pattern in SdgfGeometric().patterns(Pattern(1, 8), 192)]
     ['8:64', '4:32', '2:16', '1:8']

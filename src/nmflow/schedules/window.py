@@ -14,7 +14,7 @@ from nmflow.schedules.stage import Phase
 class Window:
     """The resolved steps of a run of T steps: dense [0, d), decay [d, e), fine-tune [e, T].
 
-    `patterns[i]` is the pattern of Φ from step `starts[i]` on, and starts[0] = d. Source: spec, section 4.
+    `patterns[i]` is the pattern of Φ from step `starts[i]` on, and starts[0] = d. Source: docs/method.md, section 4.
 
     >>> window = Window((2, 5), 8, (Pattern(2, 4), Pattern(1, 4)))
     >>> [str(window.pattern_at(step)) for step in (1, 2, 4, 5, 9)]

@@ -55,7 +55,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> optim.AdamW:
         W <- W - lr·(m̂ / (√v̂ + eps) + weight_decay·W)
 
     Biases, norms, class tokens, position tables and `nn.Embedding`s have no decay. A sparse weight's decay acts on
-    the dense W, pruned entries included (spec, section 2). Source: Loshchilov and Hutter 2019.
+    the dense W, pruned entries included (docs/method.md, section 2). Source: Loshchilov and Hutter 2019.
     """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     decayed: list[nn.Parameter] = []
