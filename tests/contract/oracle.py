@@ -49,10 +49,10 @@ def mask_of(weight: Tensor, parts: Sequence[Part], scores: Tensor | None = None)
     return keep.reshape(weight.shape)
 
 
-def effective_of(weight: Tensor, parts: Sequence[Part], decay: float) -> Tensor:
-    """W~ = W ⊙ [Φ + D·(1 - Φ)] of a dense weight."""
-    mask = mask_of(weight, parts).to(weight.dtype)
-    return weight.detach() * (mask + decay * (1 - mask))
+def effective_of(weight: Tensor, parts: Sequence[Part], decay: float, outer: Sequence[Part] = ()) -> Tensor:
+    """W~ = W ⊙ [Φ + D·(Φ_outer - Φ)] of a dense weight; Φ_outer all ones without outer parts."""
+    mask, outer_mask = (mask_of(weight, p).to(weight.dtype) for p in (parts, outer))
+    return weight.detach() * (mask + decay * (outer_mask - mask))
 
 
 def overfull_blocks(weight: Tensor, parts: Sequence[Part]) -> list[list[int]]:

@@ -29,7 +29,9 @@ from contract import (
     test_outputs,
     test_precision,
     test_refusals,
+    test_reports,
     test_resume,
+    test_sequences,
     test_weights_changed,
 )
 from contract.hosts import HOST
@@ -125,6 +127,14 @@ def first_mask_kept(derive: Any) -> Any:
     return lambda self, weight, new_masks=True: derive(self, weight, new_masks=self.progress.serial < 3)
 
 
+def no_flips(derive: Any) -> Any:
+    def uncounted(self: EffectiveWeight, *args: Any, **kwargs: Any) -> None:
+        derive(self, *args, **kwargs)
+        self.flips.clear()
+
+    return uncounted
+
+
 def first_read_handed_out(read: Any) -> Any:
     """A cache that nobody clears."""
     cache: dict[int, tuple[EffectiveWeight, Tensor]] = {}
@@ -176,6 +186,10 @@ def decay_on_every_gradient(_: Any) -> Any:
 
 def no_decay_on_gradients(_: Any) -> Any:
     return lambda stage, mask, outer: 1.0
+
+
+def outer_forgotten(coefficient: Any) -> Any:
+    return lambda stage, mask, outer: coefficient(stage, mask, None)
 
 
 def gradient_of_a_product(patch: pytest.MonkeyPatch) -> None:
@@ -327,6 +341,7 @@ outputs, gradients, copies, precision = test_outputs, test_gradients, test_copie
 changed, finalize, counts, resume, refusals = (
     test_weights_changed, test_finalize, test_counts, test_resume, test_refusals
 )
+sequences, reports = test_sequences, test_reports
 
 FAULTS: list[tuple[str, Plant, Check]] = [
     # -- outputs
@@ -368,6 +383,15 @@ FAULTS: list[tuple[str, Plant, Check]] = [
     ("reading wears off", read(reading_wears_off), lambda: gradients.check_micro_batches(MHA)),
     ("reading wears off", read(reading_wears_off), lambda: gradients.check_checkpointing(LINEAR, False)),
     ("reading wears off", read(reading_wears_off), lambda: gradients.check_checkpointing(LINEAR, True)),
+    # -- recipes in sequence
+    ("what was let go comes back", replaced(EffectiveWeight, "_outer", nothing_happens),
+     lambda: sequences.check_sequence(MHA)),
+    ("its gradient comes back", replaced(attach, "_gradient_coefficient", outer_forgotten),
+     lambda: sequences.check_sequence(MHA)),
+    # -- reports
+    ("density of the mask", replaced(Tensor, "count_nonzero", lambda _: lambda rows: torch.tensor(rows.numel() / 2)),
+     lambda: reports.check_report(MHA)),
+    ("flips are not counted", derive(no_flips), lambda: reports.check_report(MHA)),
     # -- state dicts, copies, averages
     ("buffers in the state dict", subclassed(RegistersItsBuffers), lambda: copies.check_names(MHA)),
     ("W~ saved in place of W", subclassed(ProjectsInPlace), lambda: copies.check_state_is_dense(MHA)),

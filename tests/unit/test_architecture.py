@@ -102,7 +102,7 @@ HEIGHT = floors((ROOT / "docs" / "design.md").read_text(encoding="utf-8"))
 # ------------------------------------------------------------------------------------------------ floors
 def test_the_table_of_floors_is_read() -> None:
     assert HEIGHT["pattern"] < HEIGHT["ops"] < HEIGHT["attach"] < HEIGHT["runtime"]
-    assert HEIGHT["runtime"] < HEIGHT["train"] < HEIGHT["report"] < HEIGHT["cli"]
+    assert HEIGHT["runtime"] < HEIGHT["report"] < HEIGHT["train"] < HEIGHT["experiments"] < HEIGHT["cli"]
     assert HEIGHT["targets"] == HEIGHT["sparsifier"]
 
 

@@ -305,6 +305,7 @@ BAD = [
     ("optim.lrr=3", 'optim.lrr: no such key; did you mean "optim.lr"? (argument "optim.lrr=3")'),
     ("optm.lr=3", 'optm: no such key; did you mean "optim"? (argument "optm.lr=3")'),
     ("heads=3", 'heads: no such key; did you mean "model.heads"? (argument "heads=3")'),
+    ("eps=3", 'eps: no such key; did you mean "optim.eps"?'),
     ("qqqq=3", 'qqqq: no such key (argument "qqqq=3")'),
     ("steps=ten", "steps: expected a whole number, found 'ten' (argument \"steps=ten\")"),
     ("steps=1e3", "steps: expected a whole number, found 1000.0"),
