@@ -26,6 +26,7 @@ from contract import (
     test_counts,
     test_finalize,
     test_gradients,
+    test_kept_masks,
     test_outputs,
     test_precision,
     test_refusals,
@@ -125,6 +126,18 @@ def one_more_survives(rows_mask: Any) -> Any:
 
 def first_mask_kept(derive: Any) -> Any:
     return lambda self, weight, new_masks=True: derive(self, weight, new_masks=self.progress.serial < 3)
+
+
+def always_new_masks(derive: Any) -> Any:
+    return lambda self, weight, new_masks=True: derive(self, weight)
+
+
+def masks_forgotten(advance: Any) -> Any:
+    def forgetful(self: Sparsifier, step: int) -> None:
+        self._progress.fixed.clear()
+        advance(self, step)
+
+    return forgetful
 
 
 def no_flips(derive: Any) -> Any:
@@ -341,7 +354,7 @@ outputs, gradients, copies, precision = test_outputs, test_gradients, test_copie
 changed, finalize, counts, resume, refusals = (
     test_weights_changed, test_finalize, test_counts, test_resume, test_refusals
 )
-sequences, reports = test_sequences, test_reports
+sequences, kept, reports = test_sequences, test_kept_masks, test_reports
 
 FAULTS: list[tuple[str, Plant, Check]] = [
     # -- outputs
@@ -388,6 +401,11 @@ FAULTS: list[tuple[str, Plant, Check]] = [
      lambda: sequences.check_sequence(MHA)),
     ("its gradient comes back", replaced(attach, "_gradient_coefficient", outer_forgotten),
      lambda: sequences.check_sequence(MHA)),
+    # -- masks that outlive a step
+    ("masks are forgotten", replaced(Sparsifier, "_advance", masks_forgotten), lambda: kept.check_inherited(MHA)),
+    ("masks are forgotten", replaced(Sparsifier, "_advance", masks_forgotten), lambda: kept.check_frozen(MHA)),
+    ("masks are forgotten", replaced(Sparsifier, "_advance", masks_forgotten), lambda: kept.check_calibrated(MHA)),
+    ("masks are always new", derive(always_new_masks), lambda: kept.check_every_third(MHA)),
     # -- reports
     ("density of the mask", replaced(Tensor, "count_nonzero", lambda _: lambda rows: torch.tensor(rows.numel() / 2)),
      lambda: reports.check_report(MHA)),
@@ -505,6 +523,6 @@ def test_work_on_every_read_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_masks_taken_at_every_step_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    derive(lambda derive: lambda self, weight, new_masks=True: derive(self, weight))(monkeypatch)
+    derive(always_new_masks)(monkeypatch)
     with pytest.raises(AssertionError):
         counts.check_mask_every(LINEAR, counts.Counter(monkeypatch, projection, "rows_mask"))

@@ -19,16 +19,18 @@ ROOMY = {
     "sdgf-stepwise": {"dense": 0.1, "decay_end": 0.7},
     "sdgf-geometric": {"dense": 0.1, "decay_end": 0.7},
     "idp": {"dense": 0.1, "decay_end": 0.7},
+    "ste frozen": {"dense": 0.3, "freeze": True},
+    "mdgf-linear frozen": {"dense": 0.1, "decay_end": 0.5, "freeze": True},
 }
-"""Options with which every recipe has room for its stages in a run of `LENGTH` steps."""
+"""Options with which every recipe has room for its stages in a run of `LENGTH` steps; the frozen ones besides."""
 
 Run = tuple[nn.Module, Sparsifier, torch.optim.Optimizer]
 
 
 def start(host: Host, recipe: str, mask_every: int) -> Run:
     model = host.build()
-    options = ROOMY.get(recipe, {})
-    sparsifier = sparsify(host, model, nmflow.recipe(recipe, **options), LENGTH, mask_every=mask_every)
+    chosen = nmflow.recipe(recipe.removesuffix(" frozen"), **ROOMY.get(recipe, {}))
+    sparsifier = sparsify(host, model, chosen, LENGTH, mask_every=mask_every)
     return model, sparsifier, optimizer_of(model)
 
 
@@ -110,7 +112,7 @@ def test_resume_between_masks(host: Host) -> None:
     check_resume(host, "mdgf-exponential", mask_every=3, stops=(4,))
 
 
-@pytest.mark.parametrize("recipe", nmflow.recipes())
+@pytest.mark.parametrize("recipe", [*nmflow.recipes(), "ste frozen", "mdgf-linear frozen"])
 @pytest.mark.parametrize("mask_every", [1, 3])
 def test_resume_of_every_recipe_at_every_step(recipe: str, mask_every: int) -> None:
     check_resume(HOST["linear"], recipe, mask_every, stops=range(LENGTH + 1))

@@ -12,7 +12,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from nmflow.report.folder import RunFolder
 from nmflow.train.config import TrainConfig
+from nmflow.train.data import Data, load_data
+from nmflow.train.progress import Display
+from nmflow.train.single import run_single
 
 MODEL: dict[str, Any] = {"name": "vit-tiny", "width": 32, "depth": 1, "heads": 2, "patch": 4, "mlp_ratio": 2.0}
 SETTINGS: dict[str, Any] = {
@@ -35,6 +39,12 @@ def small(**changes: Any) -> TrainConfig:
     if "targets" in changes:
         del settings["pattern"]
     return TrainConfig(**settings)
+
+
+def one_run(config: TrainConfig, folder: Path, data: Data | None = None) -> RunFolder:
+    """A run without baseline, plot and page in `folder`, from wherever it is."""
+    run_single(config, RunFolder(folder), data or load_data(config.data), Display(None), "nmflow ...", "test")
+    return RunFolder(folder)
 
 
 def weights(path: Path) -> dict[str, Tensor]:

@@ -7,12 +7,12 @@ import shutil
 
 import numpy as np
 import pytest
-from small_runs import MODEL, SETTINGS, assert_same_bits, small
+from small_runs import MODEL, SETTINGS, assert_same_bits, one_run, small
 
 from nmflow.experiments import compare, resume_compare
 from nmflow.experiments.comparison import plan_runs
 from nmflow.report.folder import CompareFolder, RunFolder
-from nmflow.train import resume, train
+from nmflow.train import resume
 from nmflow.train.config import CompareConfig, load_compare_config
 
 
@@ -47,7 +47,7 @@ def test_what_is_run(done):
 
 
 def test_a_run_is_the_one_that_train_does(done, tmp_path):
-    alone = train(small(recipe="mdgf-linear", pattern="1:4", seed=5, steps=10, out=str(tmp_path / "r"))).folder
+    alone = one_run(small(recipe="mdgf-linear", pattern="1:4", seed=5, steps=10), tmp_path)
     cell = RunFolder(done.folder.runs / "mdgf-linear-1-4-s5")
     assert_same_bits(alone.model, cell.model)
     assert alone.metrics.read_bytes() == cell.metrics.read_bytes()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import MODEL, assert_same_bits, small, start
+from small_runs import MODEL, assert_same_bits, one_run, small, start
 
 from nmflow.report.folder import RunFolder, read_metrics
 from nmflow.train import Interrupted, resume, train
@@ -20,7 +20,6 @@ from nmflow.train.data import Data, Split, load_data
 from nmflow.train.loop import fit, prepare
 from nmflow.train.progress import Display
 from nmflow.train.recorder import Recorder
-from nmflow.train.single import run_single
 from nmflow.train.stop import how_to_resume, resumable, stop_requests
 
 STEPS = 12
@@ -52,11 +51,6 @@ class FailsAt:
 
 def failing(data: Data, call: int) -> Data:
     return replace(data, train=FailsAt(data.train, call, []))
-
-
-def one_run(config, folder, data=None):
-    """A run without baseline in `folder`, from wherever it is."""
-    return run_single(config, RunFolder(folder), data or load_data(config.data), Display(None), "nmflow ...", "test")
 
 
 def assert_same_run(one: Path, two: Path):

@@ -14,10 +14,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from small_runs import MODEL, assert_same_bits, small, start, weights
+from small_runs import MODEL, assert_same_bits, one_run, small, start, weights
 
 from nmflow.models import build_model
 from nmflow.report.folder import RunFolder, read_metrics
+from nmflow.report.tables import result_lines
 from nmflow.runtime import verify
 from nmflow.schedules import recipe
 from nmflow.train import load_config, train
@@ -45,7 +46,7 @@ def run(tmp_path_factory):
 def test_dense_loop_is_the_plain_one(tmp_path, clip):
     """Bit for bit what a page of plain torch gives: data order, warm-up, cosine, clipping, AdamW."""
     lr, steps, batch = 0.01, 12, 16
-    config = small(recipe="dense", optim={"lr": lr, "warmup": 0.25, "clip": clip}, seed=3, out=str(tmp_path / "r"))
+    config = small(recipe="dense", optim={"lr": lr, "warmup": 0.25, "clip": clip}, seed=3)
     data = load_data(config.data)
     torch.manual_seed(3)
     model = build_model(config.model, data)
@@ -68,7 +69,7 @@ def test_dense_loop_is_the_plain_one(tmp_path, clip):
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    folder = train(config).folder
+    folder = one_run(config, tmp_path)
     found = weights(folder.model)
     assert [name for name, p in model.state_dict().items() if not torch.equal(p, found[name])] == []
     lines = [line for line in read_metrics(folder.metrics) if "loss" in line]
@@ -80,14 +81,11 @@ def test_dense_loop_is_the_plain_one(tmp_path, clip):
 def test_micro_batches_change_nothing(tmp_path, name):
     """λ of SR-STE included: it is added once an optimizer step."""
     changed = {"name": "sr-ste", "sr_ste": 0.05} if name == "sr-ste" else name
-    runs = [
-        train(small(recipe=changed, accumulate=k, optim=GENTLE, out=str(tmp_path / f"{k}")))
-        for k in (1, 4)
-    ]
-    one, four = (weights(run.folder.checkpoint) for run in runs)
+    runs = [one_run(small(recipe=changed, accumulate=k, optim=GENTLE), tmp_path / f"{k}") for k in (1, 4)]
+    one, four = (weights(folder.checkpoint) for folder in runs)
     for tensor in one:
         torch.testing.assert_close(four[tensor], one[tensor], rtol=1e-3, atol=2e-5)
-    losses = [[line["loss"] for line in read_metrics(run.folder.metrics) if "loss" in line] for run in runs]
+    losses = [[line["loss"] for line in read_metrics(folder.metrics) if "loss" in line] for folder in runs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
@@ -107,7 +105,7 @@ def test_a_step_is_a_function_of_seed_and_step():
 
 def test_seeds(tmp_path):
     first, again, other = (
-        train(small(seed=seed, out=str(tmp_path / name))).folder for name, seed in (("a", 1), ("b", 1), ("c", 2))
+        one_run(small(seed=seed), tmp_path / name) for name, seed in (("a", 1), ("b", 1), ("c", 2))
     )
     assert_same_bits(first.model, again.model)
     assert first.metrics.read_bytes() == again.metrics.read_bytes()
@@ -115,7 +113,7 @@ def test_seeds(tmp_path):
 
 
 def test_the_baseline_is_the_dense_run_of_the_same_settings(run, tmp_path):
-    alone = train(small(recipe="dense", steps=40, out=str(tmp_path / "r")))
+    alone = train(small(recipe="dense", steps=40, out=str(tmp_path / "r")))  # has nothing to be a baseline for
     assert_same_bits(run.folder.dense.model, alone.folder.model)
     assert run.folder.dense.metrics.read_bytes() == alone.folder.metrics.read_bytes()
     dense, result = json.loads(alone.folder.result.read_text()), json.loads(run.folder.result.read_text())
@@ -129,8 +127,8 @@ def test_the_baseline_is_the_dense_run_of_the_same_settings(run, tmp_path):
 
 @pytest.mark.parametrize("name", ["mdgf-linear", "sdgf-stepwise", "sr-ste"])
 def test_the_log_says_what_the_recipe_does(tmp_path, name):
-    run = train(small(recipe=name, steps=25, log_every=7, eval_every=10, out=str(tmp_path / "r")))
-    lines = read_metrics(run.folder.metrics)
+    folder = one_run(small(recipe=name, steps=25, log_every=7, eval_every=10), tmp_path)
+    lines = read_metrics(folder.metrics)
     states = [line for line in lines if "phase" in line]
     stages = [recipe(name).at(step, 25, "1:8") for step in range(26)]
     kinds = [(stage.phase, stage.pattern) for stage in stages]
@@ -263,24 +261,23 @@ def test_the_command_trains_the_same_again(config):
 
 @pytest.mark.parametrize("name", ["snip", "idp", "sdgf-geometric"])
 def test_recipes_of_every_mask_rule(tmp_path, name):
-    run = train(small(recipe=name, steps=20, out=str(tmp_path / "r")))
-    assert "verified: 2 of 2 layers are N:M" in run.lines()
+    folder = one_run(small(recipe=name, steps=20), tmp_path)
+    assert "verified: 2 of 2 layers are N:M" in result_lines(folder)
 
 
 def test_several_patterns(tmp_path):
-    run = train(small(targets={"ff": "1:8", "qk": "2:4"}, out=str(tmp_path / "r")))
-    assert json.loads(run.folder.result.read_text())["pattern"] in ("1:8 + 2:4", "2:4 + 1:8")
-    assert len(verify(run.folder.path).layers) > 2
+    folder = one_run(small(targets={"ff": "1:8", "qk": "2:4"}), tmp_path)
+    assert json.loads(folder.result.read_text())["pattern"] in ("1:8 + 2:4", "2:4 + 1:8")
+    assert len(verify(folder.path).layers) > 2
 
 
 def test_text(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 60)
     model = {"name": "lm-tiny", "width": 32, "depth": 1, "heads": 2}
-    config = small(data={"name": "text", "path": str(text), "context": 16}, model=model, out=str(tmp_path / "r"))
-    run = train(config)
+    config = small(data={"name": "text", "path": str(text), "context": 16}, model=model)
     data = load_data(config.data)
-    result = json.loads(run.folder.result.read_text())
+    result = json.loads(one_run(config, tmp_path / "r").result.read_text())
     assert result["test"]["items"] == len(data.test) * 16
     assert result["test"]["loss"] < math.log(data.num_classes)
 
@@ -288,13 +285,13 @@ def test_text(tmp_path):
 def test_bf16_and_tensorboard(tmp_path):
     pytest.importorskip("tensorboard", reason="TensorBoard is optional")
     script = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from small_runs import small; from nmflow.train import train;"
-        "print('\\n'.join(train(small(precision='bf16', tensorboard=True, out=sys.argv[2])).lines()))"
+        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from small_runs import one_run, small;"
+        "one_run(small(precision='bf16', tensorboard=True), Path(sys.argv[2]))"
     )
     process = start("-c", script, str(HERE), str(tmp_path / "r"))
-    out, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert "verified: 2 of 2 layers are N:M" in out
+    assert verify(tmp_path / "r").ok
     assert {t.dtype for t in weights(tmp_path / "r" / "model.safetensors").values()} == {torch.float32}
     assert list((tmp_path / "r" / "tensorboard").glob("events*"))
 
@@ -304,11 +301,11 @@ def test_two_processes_train_what_one_does(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(HERE)!r})\n"
-        "from small_runs import small\nfrom nmflow.train import train\n"
-        f"train(small(accumulate=2, optim={GENTLE}, out={str(tmp_path / 'two')!r}))\n"
+        "from pathlib import Path\nfrom small_runs import one_run, small\n"
+        f"one_run(small(accumulate=2, optim={GENTLE}), Path({str(tmp_path / 'two')!r}))\n"
     )
     process = start("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script))
-    one = train(small(out=str(tmp_path / "one"), optim=GENTLE)).folder
+    one = one_run(small(optim=GENTLE), tmp_path / "one")
     _, err = process.communicate(timeout=180)
     assert process.returncode == 0, err
     two = RunFolder(tmp_path / "two")

@@ -54,7 +54,8 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     for step in random.Random(0).sample(range(20), 20):
         again = batch_indices(50, 8, 3, step)
         assert torch.equal(again, straight[step])
-        again.zero_()                                             # a caller's own copy
+        again.zero_()                                             # the caller's own copy
+        assert torch.equal(batch_indices(50, 8, 3, step), straight[step])
     epochs = {tuple(batch_indices(50, 50, seed, epoch).tolist()) for seed in range(3) for epoch in range(3)}
     assert len(epochs) == 9
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -131,6 +131,7 @@ def test_integer_weights_as_counted(dtype: torch.dtype) -> None:
         assert torch.equal(nm_mask(weight, Pattern(n, 6)), expected_mask(weight, n, 6))
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_any_pattern_shape_and_axis_as_counted(data: st.DataObject) -> None:
     m = data.draw(st.integers(1, 9), "m")
@@ -146,6 +147,7 @@ def test_any_pattern_shape_and_axis_as_counted(data: st.DataObject) -> None:
     assert torch.equal(found, expected_mask(weight, n, m, dim))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 6), st.integers(0, 2**16), st.sampled_from(FLOATS))
 def test_signed_scores_replace_the_magnitudes(n: int, seed: int, dtype: torch.dtype) -> None:
     weight = tied_weights((3, 12), dtype, seed)
@@ -231,6 +233,7 @@ def test_the_mask_is_no_part_of_a_graph() -> None:
     assert not nm_mask(weight, "1:4", scores=scores).requires_grad
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**16), st.integers(1, 8), st.floats(-1e3, 1e3).filter(lambda x: abs(x) > 1e-3))
 @example(0, 3, -1.0)
 def test_a_mask_does_not_see_scale_or_sign(seed: int, n: int, scale: float) -> None:
@@ -240,6 +243,7 @@ def test_a_mask_does_not_see_scale_or_sign(seed: int, n: int, scale: float) -> N
     assert torch.equal(nm_mask(weight * mask, Pattern(n, 8)) & (weight != 0), mask & (weight != 0))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**16), st.integers(1, 7))
 def test_masks_of_one_block_are_nested(seed: int, n: int) -> None:
     weight = tied_weights((4, 16), torch.float32, seed)
@@ -297,6 +301,7 @@ def nonzeros_fit(tensor: Tensor, n: int, m: int, dim: int) -> bool:
     return True
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_the_check_counts_nonzeros_block_by_block(data: st.DataObject) -> None:
     m = data.draw(st.integers(1, 6), "m")
@@ -327,6 +332,7 @@ def test_golden_answers(row: list[float], pattern: str, answer: bool) -> None:
     assert is_nm(torch.tensor(row), pattern) is answer
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**16), st.integers(1, 5), st.sampled_from(FLOATS))
 def test_one_more_nonzero_is_found(seed: int, n: int, dtype: torch.dtype) -> None:
     weight = torch.randn(4, 24, generator=torch.Generator().manual_seed(seed)).to(dtype)
@@ -382,6 +388,7 @@ def test_what_is_written_into_rows_stands_in_the_tensor(tensor: Tensor) -> None:
     assert found == values.tolist()
 
 
+@settings(deadline=None)
 @given(st.integers(1, 9), st.integers(0, 30), st.integers(0, 2**16))
 def test_block_counts_as_counted(m: int, axis: int, seed: int) -> None:
     rows = tied_weights((3, axis), torch.float32, seed)

@@ -6,7 +6,7 @@ import copy
 import pickle
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nmflow import Pattern
@@ -77,6 +77,7 @@ def test_a_pattern_takes_whole_numbers_only(n: object, m: object) -> None:
         Pattern(n, m)  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
 @given(patterns)
 def test_the_string_gives_the_pattern_back(nm: tuple[int, int]) -> None:
     pattern = Pattern(*nm)
@@ -84,6 +85,7 @@ def test_the_string_gives_the_pattern_back(nm: tuple[int, int]) -> None:
     assert Pattern.parse(pattern) is pattern
 
 
+@settings(deadline=None)
 @given(patterns, st.integers(0, 700))
 def test_kept_counts_the_survivors_of_every_block(nm: tuple[int, int], axis: int) -> None:
     n, m = nm
@@ -93,6 +95,7 @@ def test_kept_counts_the_survivors_of_every_block(nm: tuple[int, int], axis: int
     assert Pattern(n, m).kept(axis) == kept
 
 
+@settings(deadline=None)
 @given(patterns)
 def test_density_and_sparsity_are_parts_of_one(nm: tuple[int, int]) -> None:
     n, m = nm
@@ -121,6 +124,7 @@ def test_patterns_are_ordered_by_density_then_by_m() -> None:
             assert (low == high) == (i == j)
 
 
+@settings(deadline=None)
 @given(patterns, patterns)
 @example((1, 3), (10**17, 3 * 10**17 + 1))                        # one float, two densities
 def test_the_order_is_exact_where_floats_would_round(a: tuple[int, int], b: tuple[int, int]) -> None:
