@@ -68,10 +68,10 @@ def gradients(model: nn.Module) -> dict[str, Tensor | None]:
 
 def effective_weights(host: Host, model: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor, Tensor]]:
     """(name, dense W, what a reader of it sees) of every sparse weight."""
+    state = model.state_dict()
     for name in host.weights:
         path, _, local = f"{prefix}{name}".rpartition(".")
-        module = model.get_submodule(path)
-        yield name, model.state_dict()[f"{prefix}{name}"], getattr(module, local).detach()
+        yield name, state[f"{prefix}{name}"], getattr(model.get_submodule(path), local).detach()
 
 
 def assert_same(found: Tensor, expected: Tensor, what: str = "") -> None:

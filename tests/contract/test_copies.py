@@ -144,8 +144,9 @@ def check_average(host: Host, make: Callable[[nn.Module], nn.Module]) -> None:
     averages = [make(model), make(twin)]
     optimizer = optimizer_of(model)
     for step in range(STEPS + 1):
+        of_twin = averages[1].state_dict()
         for name, dense, seen in effective_weights(host, averages[0], "module."):
-            assert_same(dense, averages[1].state_dict()[f"module.{name}"], f"{name} at step {step}")
+            assert_same(dense, of_twin[f"module.{name}"], f"{name} at step {step}")
             assert_same(seen, effective_of(dense, host.weights[name], DECAY[step]), f"{name} at step {step}")
         if step < STEPS:
             one_step(host, model, sparsifier, optimizer)
@@ -153,8 +154,9 @@ def check_average(host: Host, make: Callable[[nn.Module], nn.Module]) -> None:
             for average, source in zip(averages, (model, twin), strict=True):
                 update = average.update_parameters if isinstance(average, AveragedModel) else average.update
                 update(source)
+    weights_of_model = parameters(model)
     for name, dense, seen in effective_weights(host, averages[0], "module."):
-        assert not torch.equal(dense, parameters(model)[name]), f"{name}: nothing was averaged"
+        assert not torch.equal(dense, weights_of_model[name]), f"{name}: nothing was averaged"
         assert not overfull_blocks(seen, host.weights[name]), name
         assert torch.equal(seen != 0, mask_of(dense, host.weights[name]) & (dense != 0)), name
     assert_computes_as_pruned(host, averages[0].module.train(host.training), 0.0)

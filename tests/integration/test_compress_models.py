@@ -442,7 +442,7 @@ def test_what_finalize_recorded() -> None:
         compress(compressed)
 
 
-@pytest.mark.parametrize("pattern", ["1:4", "2:8", "3:8", "1:16", "5:32", "1:128"])
+@pytest.mark.parametrize("pattern", ["1:4", "2:8", "3:8", "1:6", "1:16", "5:32", "5:96", "1:128"])
 def test_the_tightest_pattern_is_found(pattern: str) -> None:
     """Nothing recorded, nothing asked: every block of the found pattern is full somewhere, and no tighter one fits."""
     n, m = map(int, pattern.split(":"))

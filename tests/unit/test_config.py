@@ -381,8 +381,8 @@ def test_all_problems_are_told_at_once_each_with_its_place(write):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["steps=3", "steps=3"], ["optim.lr=1", "optim.lr=2"], ["data=cifar10:a", "data.path=b"], ["data.path=b", "data=cifar10:a"],
-     ["optim.lr=1", "optim={lr: 2}"], ["targets.ff=1:8", "targets={ff: 1:4}"]],
+    [["steps=3", "steps=3"], ["optim.lr=1", "optim.lr=2"], ["data=cifar10:a", "data.path=b"],
+     ["data.path=b", "data=cifar10:a"], ["optim.lr=1", "optim={lr: 2}"], ["targets.ff=1:8", "targets={ff: 1:4}"]],
 )
 def test_nothing_is_set_twice(arguments):
     with pytest.raises(ValueError, match="set twice, by ") as caught:

@@ -115,16 +115,18 @@ def test_lm_is_the_forward_pass_written_out(heads, length, mode):
         torch.testing.assert_close(model(tokens).double(), torch.stack(expected), rtol=1e-4, atol=1e-4)
 
 
-def test_lm_does_not_see_the_future():
-    model = build(text(), name="lm-tiny", **SMALL)
+@pytest.mark.parametrize("mode", ["train", "eval", "eval without gradients"])
+def test_lm_does_not_see_the_future(mode):
+    model = build(text(), name="lm-tiny", **{**SMALL, "heads": 4}).train(mode == "train")
     tokens = torch.randint(0, 11, (1, 7))
-    before = model(tokens)
-    for place in range(7):
-        changed = tokens.clone()
-        changed[0, place] = (changed[0, place] + 1) % 11
-        after = model(changed)
-        assert torch.equal(after[:, :place], before[:, :place])
-        assert not torch.equal(after[:, place], before[:, place])
+    with torch.set_grad_enabled(mode != "eval without gradients"):
+        before = model(tokens)
+        for place in range(7):
+            changed = tokens.clone()
+            changed[0, place] = (changed[0, place] + 1) % 11
+            after = model(changed)
+            assert torch.equal(after[:, :place], before[:, :place])
+            assert not torch.equal(after[:, place], before[:, place])
 
 
 # ------------------------------------------------------------------------------------- sizes and names

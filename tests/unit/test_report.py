@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.colors import same_color
 
@@ -176,6 +176,7 @@ def test_cells_by_hand(cells):
     assert (none.n, none.mean, none.sd, none.min, none.missing) == (0, None, None, None, (0, 1))
 
 
+@settings(max_examples=25)
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=9))
 def test_spread(tmp_path_factory, accuracies):
     [cell] = read_cells(planned(tmp_path_factory.mktemp("runs"), "ste", "1:4", accuracies))
