@@ -48,7 +48,7 @@ def check_names(host: Host) -> None:
         assert list(state) == list(dense.state_dict())
         assert [value.shape for value in state.values()] == [v.shape for v in dense.state_dict().values()]
         assert list(parameters(model)) == list(objects)
-        assert all(parameters(model)[name] is objects[name] for name in objects)
+        assert all(value is objects[name] for name, value in parameters(model).items())
         assert [name for name, _ in model.named_buffers()] == list(buffers)
         assert [name for name, _ in model.named_modules()] == [name for name, _ in dense.named_modules()]
         one_step(host, model, sparsifier, optimizer_of(model))
@@ -57,9 +57,10 @@ def check_names(host: Host) -> None:
 def check_state_is_dense(host: Host) -> None:
     """The state dict holds W, not W~: pruned entries keep their values."""
     model, _ = train(host, STEPS)
+    state, weights = model.state_dict(), parameters(model)
     for name, parts in host.weights.items():
-        weight = model.state_dict()[name]
-        assert_same(weight, parameters(model)[name].detach(), name)
+        weight = state[name]
+        assert_same(weight, weights[name].detach(), name)
         assert overfull_blocks(weight, parts), name
 
 
@@ -80,8 +81,9 @@ def check_its_state_loads_into_a_dense_model(host: Host) -> None:
     model, _ = train(host, HALF_WAY)
     dense = host.build(seed=7)
     assert tuple(dense.load_state_dict(model.state_dict(), strict=False)) == ([], [])
+    state = model.state_dict()
     for name, value in dense.state_dict().items():
-        assert_same(value, model.state_dict()[name], name)
+        assert_same(value, state[name], name)
 
 
 # ------------------------------------------------------------------------------------ copies and pickles

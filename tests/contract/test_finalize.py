@@ -37,9 +37,10 @@ def check_finalize(host: Host, until: int) -> None:
 
     assert [type(module) for module in model.modules()] == [type(module) for module in ordinary.modules()]
     assert list(model.state_dict()) == list(ordinary.state_dict())
-    assert all(parameters(model)[name] is parameter for name, parameter in objects.items())
+    assert all(value is objects[name] for name, value in parameters(model).items())
+    first_names = _first_names(model)
     for name, value in model.state_dict().items():
-        parts = host.weights.get(_first_name(model, name), ())
+        parts = host.weights.get(first_names.get(name, name), ())
         expected = dense[name]
         if parts:
             expected = torch.where(mask_of(dense[name], parts), dense[name], 0.0)
@@ -57,13 +58,14 @@ def check_finalize(host: Host, until: int) -> None:
         assert_same(after, before, "the output")
     model.train(host.training)
     host.loss(model, host.inputs(60)).backward()                  # an ordinary model trains on
-    assert all(parameters(model)[name].grad is not None for name in host.weights)
+    assert all(objects[name].grad is not None for name in host.weights)
 
 
-def _first_name(model: nn.Module, name: str) -> str:
-    """The first name of a parameter that may be tied."""
-    values = dict(model.named_parameters(remove_duplicate=False))
-    return next((first for first, value in values.items() if value is values.get(name)), name)
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Every name of a parameter -> its first one; they differ where it is tied."""
+    first: dict[int, str] = {}
+    every = model.named_parameters(remove_duplicate=False)
+    return {name: first.setdefault(id(parameter), name) for name, parameter in every}
 
 
 def check_verified(host: Host) -> None:
@@ -93,8 +95,9 @@ def check_compressed(host: Host) -> None:
         assert_same(host.forward(restored, batch), expected, "decompressed")
     assert [type(module) for module in restored.modules()] == [type(module) for module in model.modules()]
     assert list(restored.state_dict()) == list(model.state_dict())
+    state = model.state_dict()
     for name, value in restored.state_dict().items():
-        assert_same(value, model.state_dict()[name], name)
+        assert_same(value, state[name], name)
 
 
 def check_an_average_is_finalized_in_its_place(host: Host) -> None:
@@ -107,10 +110,11 @@ def check_an_average_is_finalized_in_its_place(host: Host) -> None:
     one_step(host, model, sparsifier, optimizer_of(model))
     dense = {name: value.clone() for name, value in average.state_dict().items()}
     sparsifier.finalize(average)
+    weights = parameters(average)
     for name, parts in host.weights.items():
         expected = torch.where(mask_of(dense[name], parts), dense[name], 0.0)
-        assert_same(parameters(average)[name].detach(), expected, name)
-        assert not overfull_blocks(parameters(average)[name], parts)
+        assert_same(weights[name].detach(), expected, name)
+        assert not overfull_blocks(weights[name], parts)
     assert nmflow.verify(average).ok
     sparsifier.finalize()
     assert nmflow.verify(model).ok

@@ -34,10 +34,11 @@ def expected_gradients(
     host.loss(copy, batch).backward()
     found = gradients(copy)
     share = {"straight-through": 1.0, "decay": decay, "masked": 0.0}[pruned_gradient]
+    weights = parameters(model)
     for name, parts in host.weights.items():
         gradient = found[name]
         assert gradient is not None
-        found[name] = torch.where(mask_of(parameters(model)[name], parts), gradient, gradient * share)
+        found[name] = torch.where(mask_of(weights[name], parts), gradient, gradient * share)
     return found
 
 
@@ -68,13 +69,14 @@ def check_sr_ste_term(host: Host) -> None:
     host.loss(model, batch).backward()
     assert_same_gradients(gradients(model), expected)
     sparsifier.edit_gradients()
+    weights = parameters(model)
     for name, gradient in expected.items():
-        found = parameters(model)[name].grad
+        found = weights[name].grad
         assert (found is None) == (gradient is None), name
         if gradient is None:
             continue
         if name in host.weights:
-            weight = parameters(model)[name].detach()
+            weight = weights[name].detach()
             pruned = ~mask_of(weight, host.weights[name])
             gradient = torch.where(pruned, gradient + LAMBDA * weight, gradient)
         torch.testing.assert_close(found, gradient, rtol=1e-6, atol=1e-8)
@@ -121,12 +123,13 @@ def check_sr_ste_strength(host: Host, scale: float, micro_batches: int) -> None:
         sparsifier.edit_gradients()
         measured.append(gradients(model))
     without, with_term = measured
+    weights = parameters(host.build())
     for name, parts in host.weights.items():
-        weight = parameters(host.build())[name].detach()
-        pruned = ~mask_of(weight, parts) & (weight.abs() > 0.05)
+        weight = weights[name].detach()
+        kept = mask_of(weight, parts)
+        pruned = ~kept & (weight.abs() > 0.05)
         difference = (with_term[name] - without[name])[pruned] / weight[pruned]  # type: ignore[operator]
         torch.testing.assert_close(difference.median(), torch.tensor(LAMBDA), rtol=1e-2, atol=0)
-        kept = mask_of(weight, parts)
         assert torch.equal(with_term[name][kept], without[name][kept])  # type: ignore[index]
 
 

@@ -33,7 +33,8 @@ def check_masks(host: Host, recipe: object, next_mask: NextMask, decay: Sequence
     model = host.build()
     sparsifier = sparsify(host, model, recipe, **options)
     optimizer = optimizer_of(model)
-    masks = {name: torch.ones_like(parameters(model)[name], dtype=torch.bool) for name in host.weights}
+    weights = parameters(model)
+    masks = {name: torch.ones_like(weights[name], dtype=torch.bool) for name in host.weights}
     differed = False
     for step in range(STEPS + 1):
         for name, dense, seen in effective_weights(host, model):
@@ -46,7 +47,7 @@ def check_masks(host: Host, recipe: object, next_mask: NextMask, decay: Sequence
     assert differed, "fresh masks would have passed as well"
     sparsifier.finalize()
     for name, mask in masks.items():
-        assert not parameters(model)[name][~mask].count_nonzero(), name
+        assert not weights[name][~mask].count_nonzero(), name
 
 
 def frozen_mask(step: int, weight: Tensor, mask: Tensor, parts: Sequence[Part]) -> Tensor:
@@ -95,10 +96,10 @@ def check_calibrated(host: Host) -> None:
     batches = [host.inputs(80), host.inputs(81)]
     for batch in batches:
         host.loss(dense, batch).backward()
+    weights = parameters(dense)
     masks = {
-        name: mask_of(weight, parts, scores=weight.grad * weight)
+        name: mask_of(weights[name], parts, scores=weights[name].grad * weights[name])
         for name, parts in host.weights.items()
-        for weight in [parameters(dense)[name]]
     }
     sparsifier = sparsify(host, model, "snip")
 

@@ -24,7 +24,8 @@ def check_report(host: Host) -> None:
     model = host.build()
     sparsifier = sparsify(host, model)
     optimizer = optimizer_of(model)
-    masks = {name: torch.ones_like(parameters(model)[name], dtype=torch.bool) for name in host.weights}
+    weights_of = parameters(model)
+    masks = {name: torch.ones_like(weights_of[name], dtype=torch.bool) for name in host.weights}
     for step in range(STEPS + 1):
         report = sparsifier.report()
         assert (report.step, report.total_steps) == (step, STEPS)

@@ -92,8 +92,9 @@ def check_resume(host: Host, recipe: str, mask_every: int = 1, stops: Sequence[i
         assert resumed[1].state_dict().keys() == whole[1].state_dict().keys()
     for run in (whole, resumed):
         run[1].finalize()
+    expected = whole[0].state_dict()
     for name, value in resumed[0].state_dict().items():
-        assert_same(value, whole[0].state_dict()[name], f"{name}, finalized")
+        assert_same(value, expected[name], f"{name}, finalized")
 
 
 @every_host

@@ -64,14 +64,15 @@ def _check_gradients(host: Host, model: nn.Module, step: int) -> None:
     copy = host.build()
     copy.load_state_dict(model.state_dict())
     with torch.no_grad():
+        weights_of_copy = parameters(copy)
         for name, _, seen in effective_weights(host, model):
-            parameters(copy)[name].copy_(seen)
+            weights_of_copy[name].copy_(seen)
     batch = host.inputs(50)
     for each in (copy, model):
         host.loss(each, batch).backward()
-    found, expected = gradients(model), gradients(copy)
+    found, expected, weights = gradients(model), gradients(copy), parameters(model)
     for name, parts in host.weights.items():
-        gradient, weight = expected[name], parameters(model)[name]
+        gradient, weight = expected[name], weights[name]
         assert gradient is not None
         assert found[name] is not None
         pruned = torch.where(mask_of(weight, outer_parts(parts)), gradient * DECAY[step], 0.0)

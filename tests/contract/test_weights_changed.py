@@ -70,9 +70,10 @@ def initialize_again(weight: nn.Parameter) -> None:
 def check_a_change_is_noticed(host: Host, change: Callable[[nn.Parameter], None]) -> None:
     """A write into W from outside shows in the very next read, mask and all."""
     model, _ = train(host, HALF_WAY)
-    before = {name: parameters(model)[name].detach().clone() for name in host.weights}
+    weights = parameters(model)
+    before = {name: weights[name].detach().clone() for name in host.weights}
     for name in host.weights:
-        change(parameters(model)[name])
+        change(weights[name])
     for name, dense, seen in effective_weights(host, model):
         assert not torch.equal(dense, before[name]), name
         assert_same(seen, effective_of(dense, host.weights[name], DECAY[HALF_WAY]), name)
@@ -82,8 +83,9 @@ def check_a_change_is_noticed(host: Host, change: Callable[[nn.Parameter], None]
 def check_refresh(host: Host) -> None:
     """What leaves no trace (`.data`) is taken in by `refresh`."""
     model, _ = train(host, HALF_WAY)
+    weights = parameters(model)
     for name in host.weights:
-        weight = parameters(model)[name].data
+        weight = weights[name].data
         weight.copy_(weight.flip(0) * -1.5)
     nmflow.refresh(model)
     for name, dense, seen in effective_weights(host, model):
@@ -117,15 +119,17 @@ def _write_and_read(host: Host, model: nn.Module, name: str) -> None:
 def check_inference_mode(host: Host) -> None:
     """A change first seen in inference mode leaves nothing behind that training could stumble over."""
     model, _ = train(host, HALF_WAY)
+    weights = parameters(model)
     for name in host.weights:
-        negate_in_place(parameters(model)[name])
+        negate_in_place(weights[name])
     copy = host.pruned_copy(model.eval(), DECAY[HALF_WAY])
     with torch.inference_mode():
         assert_same(host.forward(model, host.inputs(50)), host.forward(copy, host.inputs(50)))
     host.loss(model, host.inputs(50)).backward()
     host.loss(copy, host.inputs(50)).backward()
+    weights_of_copy = parameters(copy)
     for name in host.weights:
-        gradient, expected = parameters(model)[name].grad, parameters(copy)[name].grad
+        gradient, expected = weights[name].grad, weights_of_copy[name].grad
         assert gradient is not None
         assert expected is not None
         assert_same(gradient, expected, name)

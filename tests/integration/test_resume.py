@@ -164,7 +164,8 @@ def test_a_run_that_died_while_it_was_proven(tmp_path):
     shutil.copytree(tmp_path / "r", tmp_path / "whole")
     for name in ("result.json", "report.html", "training.png", "compressed.safetensors"):
         (tmp_path / "r" / name).unlink()
-    (tmp_path / "r" / ".model.safetensors.0badcafe.part").write_bytes(b"half")
+    for name in (".model.safetensors.0badcafe.part", ".tmp6sFVoc"):
+        (tmp_path / "r" / name).write_bytes(b"half")
     resume(tmp_path / "r")
     assert_same_run(tmp_path / "whole", tmp_path / "r")
 

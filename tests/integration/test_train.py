@@ -24,7 +24,7 @@ from nmflow.schedules import recipe
 from nmflow.train import load_config, train
 from nmflow.train.config import TrainConfig
 from nmflow.train.data import load_data
-from nmflow.train.data.order import batch_indices
+from nmflow.train.data.order import batch_indices, step_generator
 from nmflow.train.loop import DivergedError, evaluate, prepare, take_step
 from nmflow.train.run import reproduce_command
 
@@ -44,37 +44,72 @@ def run(tmp_path_factory):
 
 @pytest.mark.parametrize("clip", [0.5, None])
 def test_dense_loop_is_the_plain_one(tmp_path, clip):
-    """Bit for bit what a page of plain torch gives: data order, warm-up, cosine, clipping, AdamW."""
-    lr, steps, batch = 0.01, 12, 16
-    config = small(recipe="dense", optim={"lr": lr, "warmup": 0.25, "clip": clip}, seed=3)
-    data = load_data(config.data)
-    torch.manual_seed(3)
-    model = build_model(config.model, data)
-    matrices = [p for name, p in model.named_parameters() if p.dim() > 1 and name != "position"]
-    others = [p for name, p in model.named_parameters() if p.dim() == 1 or name == "position"]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.999)
-    )
-    losses, norms = [], []
-    for step in range(steps):
-        rising = (step + 1) / 4
-        falling = (1 + math.cos(math.pi * (step - 3) / 9)) / 2
-        for group in optimizer.param_groups:
-            group["lr"] = lr * (rising if step < 3 else falling)
-        inputs, targets = data.train.batch(batch_indices(len(data.train), batch, 3, step))
-        loss = F.cross_entropy(model(inputs), targets)
-        loss.backward()
-        limit = 1e9 if clip is None else clip
-        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), limit).item())
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
+    """Bit for bit what a page of plain torch gives: data order, augmentation, warm-up, cosine, clipping, AdamW."""
+    optim = {"lr": 0.01, "warmup": 0.25, "clip": clip}
+    config = small(recipe="dense", optim=optim, seed=3, data={"name": "digits", "augment": True})
+    model, losses, norms = plain_run(config, clip, decay=lambda step: 1.0)
     folder = one_run(config, tmp_path)
     found = weights(folder.model)
     assert [name for name, p in model.state_dict().items() if not torch.equal(p, found[name])] == []
     lines = [line for line in read_metrics(folder.metrics) if "loss" in line]
     assert [line["loss"] for line in lines] == [losses[line["step"] - 1] for line in lines]
     assert [line["grad_norm"] for line in lines] == [norms[line["step"] - 1] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("recipe_config", "strength", "decay"),
+    [
+        ({"name": "sr-ste", "sr_ste": 0.05}, 0.05, lambda step: 0.0),
+        # 12 steps: dense to step 1, D falls over steps 1 to 8
+        ("mdgf-linear", 0.0, lambda step: max(0.0, min(1.0, 1 - (step - 1) / 7))),
+    ],
+    ids=["sr-ste", "mdgf-linear"],
+)
+def test_sparse_loop_is_the_plain_one(tmp_path, recipe_config, strength, decay):
+    """The same page, with W~ put into the network by hand and the gradient at W~ given to W."""
+    config = small(recipe=recipe_config, optim={**GENTLE, "warmup": 0.25, "clip": 0.5}, seed=3)
+    model, losses, norms = plain_run(config, 0.5, decay, strength)
+    folder = one_run(config, tmp_path)
+    found = weights(folder.checkpoint)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found[f"model/{name}"], parameter.detach(), rtol=1e-4, atol=1e-6)
+    lines = [line for line in read_metrics(folder.metrics) if "loss" in line]
+    assert [line["loss"] for line in lines] == pytest.approx([losses[line["step"] - 1] for line in lines], rel=1e-5)
+    assert [line["grad_norm"] for line in lines] == pytest.approx([norms[line["step"] - 1] for line in lines], rel=1e-4)
+
+
+def plain_run(config, clip, decay, strength=0.0):
+    """(model, losses, gradient norms) of 12 steps of plain torch at seed 3; FF layers at 1:8 where D < 1."""
+    data = load_data(config.data)
+    torch.manual_seed(3)
+    model = build_model(config.model, data)
+    matrices = [p for name, p in model.named_parameters() if p.dim() > 1 and name != "position"]
+    others = [p for name, p in model.named_parameters() if p.dim() == 1 or name == "position"]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, eps=config.optim.eps)
+    losses, norms = [], []
+    for step in range(12):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01 * ((step + 1) / 4 if step < 3 else (1 + math.cos(math.pi * (step - 3) / 9)) / 2)
+        generator = step_generator(3, step) if config.data.augment else None
+        inputs, targets = data.train.batch(batch_indices(len(data.train), 16, 3, step), generator)
+        seen, pruned = dict(model.named_parameters()), {}
+        for name, weight in model.named_parameters():
+            if decay(step) < 1 and name.endswith(("linear1.weight", "linear2.weight")):
+                blocks = weight.detach().abs().unflatten(1, (-1, 8))
+                pruned[name] = (blocks < blocks.amax(dim=2, keepdim=True)).flatten(1)
+                sparse = weight.detach() * torch.where(pruned[name], decay(step), 1.0)
+                seen[name] = weight - weight.detach() + sparse
+        loss = F.cross_entropy(torch.func.functional_call(model, seen, inputs), targets)
+        loss.backward()
+        for name, mask in pruned.items():
+            weight = model.get_parameter(name)
+            weight.grad += strength * mask * weight.detach()
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9 if clip is None else clip).item())
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return model, losses, norms
 
 
 @pytest.mark.parametrize("name", ["mdgf-exponential", "sr-ste"])

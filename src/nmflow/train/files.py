@@ -22,9 +22,10 @@ def check_new(path: Path, command: str) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Delete what a process that was killed while writing has left behind in a folder."""
-    for leftover in path.glob(".*.part"):
-        leftover.unlink(missing_ok=True)
+    """Delete what a process that was killed while writing has left behind in a folder: our own and safetensors'."""
+    for pattern in (".*.part", ".tmp*"):
+        for leftover in path.glob(pattern):
+            leftover.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
