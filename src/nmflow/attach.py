@@ -249,8 +249,10 @@ class _Attached(nn.Module):
     """What a module gains while attached; mixed in before its own class."""
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
-        # `.to()` may swap data without a trace in the version count.
+        # `.to()` may swap data, or its order in memory, without a trace in the version count.
         result = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for effective in self.__dict__[_EFFECTIVE].values():
+            effective.effective = torch.empty(0)
         _derive_all(self, new_masks=False)
         return result
 

@@ -138,6 +138,28 @@ def test_a_step_is_a_function_of_seed_and_step():
         assert torch.equal(a, b), name
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_item_by_item(training):
+    """In eval mode whatever the mode was, which stays; loss and accuracy over all items, the last batch included."""
+    config = small(model={**MODEL, "dropout": 0.5})
+    data = load_data(config.data)
+    torch.manual_seed(0)
+    model = build_model(config.model, data).train(training)
+    score = evaluate(model, data.test, "cpu")
+    assert model.training is training
+    assert score.items == len(data.test) > 256
+    model.eval()
+    losses, right = [], 0
+    with torch.no_grad():
+        for index in range(len(data.test)):
+            inputs, targets = data.test.batch(torch.tensor([index]))
+            log_probability = model(inputs)[0].double().log_softmax(0)
+            losses.append(-log_probability[targets[0]].item())
+            right += int(log_probability.argmax() == targets[0])
+    assert score.loss == pytest.approx(math.fsum(losses) / len(losses), rel=1e-5)
+    assert score.accuracy == pytest.approx(right / len(losses), abs=0.003)
+
+
 def test_seeds(tmp_path):
     first, again, other = (
         one_run(small(seed=seed), tmp_path / name) for name, seed in (("a", 1), ("b", 1), ("c", 2))

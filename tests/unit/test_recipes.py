@@ -483,7 +483,7 @@ def test_written_and_read_schedules_and_sequences_are_the_same(case: str) -> Non
 def test_what_is_written() -> None:
     assert recipe("mdgf-exponential").to_dict() == {
         "name": "mdgf-exponential", "dense": 0.05, "decay_end": 0.7, "pruned_gradient": "straight-through",
-        "schedule": None, "beta": None, "floor": 1e-3,
+        "freeze": False, "schedule": None, "beta": None, "floor": 1e-3,
     }  # fmt: skip
     assert recipe("ste", schedule=[(0.1, "1:8")]).to_dict()["schedule"] == [[0.1, "1:8"]]
     written = sequence((recipe("ste"), 0.5, "2:4"), ("sr-ste", 1.0)).to_dict()
