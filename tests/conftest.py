@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-
 settings.register_profile("no timing", deadline=None)  # how long an example takes is no property of the code
 settings.load_profile("no timing")
 
