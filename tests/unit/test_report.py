@@ -51,7 +51,7 @@ def score(right, items=50, loss=0.25):
 
 RESULT = {
     "format": 1,
-    "config": {"data": {"name": "digits"}, "recipe": "mdgf-linear", "optim": {"lr": 0.001}, "steps": 40},
+    "config": {"data": {"name": "digits", "path": "<i>&amp;"}, "recipe": "mdgf-linear", "optim": {"lr": 0.001}},
     "data": "digits: <all> of them",
     "model": "vit-tiny",
     "parameters": 12345,
@@ -304,6 +304,7 @@ def test_page(folder):
         "vit-tiny on digits, 1:4 by mdgf-linear, seed 3", "digits: <all> of them", "12,345 parameters", "90.00 %",
         "82.00 %", "0.5125", "61.2", "verified: 2 of 2 layers are N:M", "a.weight", "b.weight[0:8]", "1,200", "4,800",
         "1,500", "3.20", "9,000", "4,000", "2.25", "nmflow train data.path='a & b'", "optim.lr", "packages.torch",
+        "<i>&amp;",
     ):  # fmt: skip
         assert said in words, said
 
