@@ -174,14 +174,14 @@ def test_a_run_that_died_while_it_was_proven(tmp_path):
 
 COMMAND = [
     "model.width=32", "model.depth=1", "model.heads=2", "model.patch=4", "model.mlp_ratio=2.0", "model.dropout=0.1",
-    "pattern=1:8", "batch=16", "optim.lr=0.01", "steps=90", "eval_every=30", "log_every=1", "checkpoint_every=5",
+    "pattern=1:8", "batch=16", "optim.lr=0.01", "steps=60", "eval_every=30", "log_every=1", "checkpoint_every=5",
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The run that never stopped, with the settings of COMMAND."""
-    settings = {"steps": 90, "eval_every": 30, "log_every": 1, "checkpoint_every": 5, "baseline": True}
+    settings = {"steps": 60, "eval_every": 30, "log_every": 1, "checkpoint_every": 5, "baseline": True}
     path = tmp_path_factory.mktemp("runs") / "whole"
     train(small(model={**MODEL, "dropout": 0.1}, **settings, out=str(path)))
     return path
@@ -200,7 +200,7 @@ def test_killed_and_resumed(tmp_path, whole):
     """SIGKILL in the dense and in the sparse run; a new process every time."""
     folder = tmp_path / "killed"
     process = start("-m", "nmflow", "train", *COMMAND, f"out={folder}")
-    for log, lines in ((folder / "dense" / "metrics.jsonl", 34), (folder / "metrics.jsonl", 23)):
+    for log, lines in ((folder / "dense" / "metrics.jsonl", 23), (folder / "metrics.jsonl", 23)):
         wait_for(process, log, lines)
         process.kill()
         process.communicate()
@@ -221,7 +221,7 @@ def test_interrupted_and_resumed(tmp_path, whole):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    told = re.search(r"stopped after step (\d+) of 90, with a checkpoint; go on with: nmflow train resume=(\S+)", err)
+    told = re.search(r"stopped after step (\d+) of 60, with a checkpoint; go on with: nmflow train resume=(\S+)", err)
     assert told is not None, err
     assert told[2] == str(folder)
     assert read_metrics(folder / "metrics.jsonl")[-1]["step"] == int(told[1])

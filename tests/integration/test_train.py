@@ -416,3 +416,5 @@ def test_a_run_that_diverges_keeps_its_last_checkpoint(tmp_path):
     found = weights(tmp_path / "r" / "checkpoint.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in found.values())
     assert not (tmp_path / "r" / "result.json").exists()
+    with pytest.raises(DivergedError, match="val_loss NaN or inf"):
+        train(small(optim=wild, log_every=99, checkpoint_every=99, eval_every=1, out=str(tmp_path / "s")))

@@ -112,6 +112,7 @@ def fit(run: Training, start: Position, recorder: Recorder, asked_to_stop: Calla
             recorder.write({"step": done, **figures, "lr": rate, **_sparsity(state.sparsifier.report())})
         if _is_due(done, config.eval_every, config.steps):
             score = evaluate(state.model, run.data.val, run.accelerator.device, run.accelerator)
+            _check_finite(run, done, {"val_loss": score.loss})
             recorder.write({"step": done, "val_loss": score.loss, "val_accuracy": score.accuracy})
         if saves:
             recorder.save(state, done)
@@ -268,7 +269,8 @@ def _anywhere(accelerator: Accelerator, flag: bool) -> bool:
 def _check_finite(run: Training, step: int, figures: dict[str, float]) -> None:
     """A skipped step of fp16 has a gradient of inf by design; anything else that is not finite ends the run."""
     skipped = getattr(run.optimizer, "step_was_skipped", False)
-    bad = [name for name, value in figures.items() if not math.isfinite(value) and not (skipped and name != "loss")]
+    excused = {"grad_norm"} if skipped else set()
+    bad = [name for name, value in figures.items() if not math.isfinite(value) and name not in excused]
     if bad:
         raise DivergedError(
             f"step {step}: {' and '.join(bad)} NaN or inf; the last checkpoint is from before; a smaller optim.lr or "
