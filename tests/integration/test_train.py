@@ -358,14 +358,15 @@ def test_two_processes_train_what_one_does(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(HERE)!r})\n"
-        "from pathlib import Path\nfrom small_runs import one_run, small\n"
-        f"one_run(small(accumulate=2, optim={GENTLE}), Path({str(tmp_path / 'two')!r}))\n"
+        f"import os; os.chdir({str(tmp_path)!r})\n"
+        "from small_runs import small\nfrom nmflow.train import train\n"
+        f"train(small(accumulate=2, optim={GENTLE}))\n"
     )
     process = start("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script))
     one = one_run(small(optim=GENTLE), tmp_path / "one")
     _, err = process.communicate(timeout=180)
     assert process.returncode == 0, err
-    two = RunFolder(tmp_path / "two")
+    [two] = (RunFolder(path) for path in (tmp_path / "runs").iterdir())  # they agreed on one folder
     found, expected = weights(two.checkpoint), weights(one.checkpoint)
     for name in (name for name in expected if name.startswith("model/")):
         torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-4)
@@ -378,6 +379,17 @@ def test_two_processes_train_what_one_does(tmp_path):
             assert line["val_loss"] == pytest.approx(other["val_loss"], rel=1e-3)
             assert line["val_accuracy"] == pytest.approx(other["val_accuracy"], abs=0.012)
     assert json.loads(two.environment.read_text())["processes"] == 2
+
+
+def test_processes_that_do_not_find_each_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes were started, and each finds itself alone"):
+        train(small(out=str(tmp_path / "r")))
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    with pytest.raises(ValueError, match="accumulate="):
+        train(small(out=str(tmp_path / "r")))
+    assert not list(tmp_path.iterdir())
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------

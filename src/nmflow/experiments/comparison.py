@@ -16,10 +16,11 @@ from rich.console import Console
 from nmflow.report.folder import CompareFolder, RunFolder, read_json
 from nmflow.report.plots import plot_compare
 from nmflow.report.tables import Cell, PlannedRun, read_cells, recipe_label, table_lines, table_to_json
+from nmflow.runtime.atomic import replacing
 from nmflow.train.config import CompareConfig, TrainConfig, load_compare_config
 from nmflow.train.data import Data, load_data
 from nmflow.train.files import check_new, write_json, write_text
-from nmflow.train.loop import DivergedError
+from nmflow.train.loop import DivergedError, connect
 from nmflow.train.progress import Display
 from nmflow.train.run import agree_on, check_runnable, create, slug, stamp, targets_text
 from nmflow.train.single import run_single
@@ -99,13 +100,14 @@ def compare(config: CompareConfig, console: Console | None = None) -> CompareRes
     A run that diverges is missing in the table, and the others go on. Raises, before anything is written, where any
     of the runs could not begin (see `train`); `Interrupted` where it was stopped.
     """
+    main = connect(config.precision).is_main_process
     name = Path("runs") / f"compare-{config.data.name}-{stamp()}"
     folder = CompareFolder(Path(config.out) if config.out else agree_on(name))
     check_new(folder.path, "compare")
     data = load_data(config.data)
     _check_all(config, folder, data)
     create(folder.path, folder.config, config)
-    return _go_on(config, folder, data, console)
+    return _go_on(config, folder, data, console if main else None)
 
 
 def resume_compare(path: str | Path, console: Console | None = None) -> CompareResult:
@@ -119,7 +121,8 @@ def resume_compare(path: str | Path, console: Console | None = None) -> CompareR
     if RunFolder(folder.path).metrics.exists():
         raise ValueError(f"{folder.path}: this is a single run; go on with: nmflow train resume={folder.path}")
     config = load_compare_config(folder.config)
-    return _go_on(config, folder, load_data(config.data), console)
+    main = connect(config.precision).is_main_process
+    return _go_on(config, folder, load_data(config.data), console if main else None)
 
 
 def _check_all(config: CompareConfig, folder: CompareFolder, data: Data) -> None:
@@ -138,9 +141,8 @@ def _check_all(config: CompareConfig, folder: CompareFolder, data: Data) -> None
 def _go_on(config: CompareConfig, folder: CompareFolder, data: Data, console: Console | None) -> CompareResult:
     runs = plan_runs(config, folder)
     again = f"nmflow compare resume={shlex.quote(str(folder.path))}"
-    main = PartialState().is_main_process
     failed: list[str] = []
-    with resumable(again), Display(console if main else None, config.steps * len(runs)) as display:
+    with resumable(again), Display(console, config.steps * len(runs)) as display:
         for run in runs:
             name = " ".join(dict.fromkeys((run.label.recipe, run.label.pattern, f"seed {run.label.seed}")))
             if run.folder.result.exists():
@@ -152,11 +154,13 @@ def _go_on(config: CompareConfig, folder: CompareFolder, data: Data, console: Co
             except DivergedError as error:
                 failed.append(f"{name}: {error}")
     cells = tuple(read_cells(run.label for run in runs))
-    if main:
+    if PartialState().is_main_process:
         write_text(folder.text, "\n".join(table_lines(cells)) + "\n")
         write_json(folder.table, table_to_json(cells))
         if any(cell.mean is not None for cell in cells):
-            plot_compare(cells, folder.plot)
+            with replacing(folder.plot) as partial:
+                plot_compare(cells, partial)
+    PartialState().wait_for_everyone()
     return CompareResult(folder, cells, tuple(failed))
 
 

@@ -227,7 +227,7 @@ class RunConfig(_Settings):
     """A last block shorter than M: refuse, keep min(N, r) of it, or leave the layer dense."""
     mask_every: Count = 1
     """Optimizer steps between two masks."""
-    steps: Count = 300
+    steps: Count = 200
     """Optimizer steps of the run."""
     batch: Count = 64
     """Items of one optimizer step, over all processes and micro-batches."""

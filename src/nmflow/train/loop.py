@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import random
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -52,15 +53,30 @@ class Training:
         return self.state.config
 
 
+def connect(precision: str) -> Accelerator:
+    """Find the device and the other processes of this run; the first thing a run does.
+
+    Raises `ValueError` where this machine has no such precision, and where the launcher was told what Accelerate does
+    not follow: several processes, or to accumulate gradients.
+    """
+    accelerator = Accelerator(mixed_precision=precision)
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != accelerator.num_processes:
+        raise ValueError(
+            f"{started} processes were started, and each finds itself alone; without GPUs Accelerate connects them "
+            "where ACCELERATE_USE_CPU=true is set"
+        )
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ValueError("accelerate is told to accumulate gradients; give that to the run instead: accumulate=...")
+    return accelerator
+
+
 def prepare(config: TrainConfig, data: Data) -> Training:
     """Build network, sparsifier and optimizer of a run; the same seed gives the same first weights.
 
-    Raises `ValueError` where they do not fit together (see `Sparsifier`, `build_model`, `share`), or where this
-    machine has no such precision.
+    Raises `ValueError` where they do not fit together (see `connect`, `share`, `build_model`, `Sparsifier`).
     """
-    accelerator = Accelerator(mixed_precision=config.precision)
-    if accelerator.gradient_accumulation_steps != 1:
-        raise ValueError("accelerate is told to accumulate gradients; give that to the run instead: accumulate=...")
+    accelerator = connect(config.precision)
     share(config.batch, 0, accelerator.num_processes, 0, config.accumulate)
     torch.manual_seed(config.seed)
     model = build_model(config.model, data).to(accelerator.device)

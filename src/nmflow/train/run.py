@@ -19,10 +19,11 @@ from nmflow.report.folder import RunFolder, read_json
 from nmflow.report.page import write_page
 from nmflow.report.plots import plot_training
 from nmflow.report.tables import result_lines
+from nmflow.runtime.atomic import replacing
 from nmflow.train.config import RunConfig, TrainConfig, load_config
 from nmflow.train.data import Data, load_data
 from nmflow.train.files import check_new, write_text
-from nmflow.train.loop import prepare
+from nmflow.train.loop import connect, prepare
 from nmflow.train.progress import Display
 from nmflow.train.recorder import check_tensorboard
 from nmflow.train.single import run_single
@@ -54,12 +55,13 @@ def train(config: TrainConfig, console: Console | None = None) -> RunResult:
     data, the network and this machine do not fit together or the folder is taken; `Interrupted` where the run was
     stopped.
     """
+    main = connect(config.precision).is_main_process
     folder = RunFolder(Path(config.out) if config.out else agree_on(_folder_name(config)))
     check_new(folder.path, "train")
     data = load_data(config.data)
     check_runnable(config, data)
     create(folder.path, folder.config, config)
-    return _go_on(config, folder, data, console)
+    return _go_on(config, folder, data, console if main else None)
 
 
 def resume(path: str | Path, console: Console | None = None) -> RunResult:
@@ -73,23 +75,25 @@ def resume(path: str | Path, console: Console | None = None) -> RunResult:
     if (folder.path / "runs").is_dir():
         raise ValueError(f"{folder.path}: this is a comparison; go on with: nmflow compare resume={folder.path}")
     config = load_config(folder.config)
-    data = load_data(config.data)
-    return _go_on(config, folder, data, console)
+    main = connect(config.precision).is_main_process
+    return _go_on(config, folder, load_data(config.data), console if main else None)
 
 
 def _go_on(config: TrainConfig, folder: RunFolder, data: Data, console: Console | None) -> RunResult:
     again = f"nmflow train resume={shlex.quote(str(folder.path))}"
-    main = PartialState().is_main_process
     dense = None
     is_dense = config.build_recipe().name == "dense"
-    with resumable(again), Display(console if main else None) as display:
+    with resumable(again), Display(console) as display:
         if config.baseline and not is_dense:
             baseline = config.model_copy(update={"recipe": "dense", "baseline": False})
             dense = run_single(baseline, folder.dense, data, display, again, "dense")
         run_single(config, folder, data, display, again, "dense" if is_dense else "sparse", baseline=dense)
-        if main and not folder.page.exists():
-            plot_training(folder.path, folder.plot)
-            write_page(folder.path, folder.page, reproduce_command(config))
+        if PartialState().is_main_process and not folder.page.exists():
+            with replacing(folder.plot) as partial:
+                plot_training(folder.path, partial)
+            with replacing(folder.page) as partial:
+                write_page(folder.path, partial, reproduce_command(config))
+        PartialState().wait_for_everyone()
     return RunResult(folder)
 
 
