@@ -22,7 +22,8 @@ void run(int64_t begin, int64_t end, void *context) {
 
 bool has_avx2() {
 #if defined(__x86_64__) || defined(_M_X64) || defined(__i386__)
-    return project_avx2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+    return project_avx2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") &&
+           __builtin_cpu_supports("popcnt");
 #else
     return false;
 #endif
@@ -31,7 +32,8 @@ bool has_avx2() {
 bool has_avx512() {
 #if defined(__x86_64__) || defined(_M_X64) || defined(__i386__)
     return project_avx512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("popcnt");
 #else
     return false;
 #endif

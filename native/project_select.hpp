@@ -186,7 +186,7 @@ NMFLOW_INLINE void sort(Key *v) {
 template <int From, int Count>
 NMFLOW_INLINE void bitonic_merge(Key *v) {
     if constexpr (Count > 1) {
-        order_steps<From, From + Count / 2 + 1, 1, Count / 2>(v);
+        order_steps<From, From + Count, 1, Count / 2>(v);
         bitonic_merge<From, Count / 2>(v);
         bitonic_merge<From + Count / 2, Count / 2>(v);
     }
