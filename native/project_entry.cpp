@@ -86,6 +86,15 @@ bool streams(const nmflow_projection &job, int64_t piece) {
 
 int64_t common_divisor(int64_t a, int64_t b) { return b ? common_divisor(b, a % b) : a; }
 
+// Whole blocks, and whole words of bits where that is not too long for the bits' place on the stack.
+int64_t piece_of(int64_t m) {
+    const int64_t words = m * (64 / common_divisor(m, 64));
+    const int64_t unit = words <= NMFLOW_PROJECT_LARGEST_M ? words : m;
+    const int64_t many = m * most_lanes <= NMFLOW_PROJECT_LARGEST_M ? m * most_lanes : m;
+    const int64_t wanted = many > piece_entries ? many : piece_entries;
+    return wanted > unit ? wanted / unit * unit : unit;
+}
+
 }  // namespace
 }  // namespace nmflow
 
@@ -101,10 +110,7 @@ int32_t nmflow_project(const nmflow_projection *given, nmflow_parallel_for paral
     projection.job = *given;
     nmflow_projection &job = projection.job;
     join_rows(job);
-    // Whole blocks and whole words of bits, where that is not too long for the bits' place on the stack.
-    const int64_t unit = job.m * (64 / common_divisor(job.m, 64));
-    const int64_t whole = unit <= NMFLOW_PROJECT_LARGEST_M ? unit : job.m;
-    projection.piece = whole < piece_entries ? piece_entries / whole * whole : whole;
+    projection.piece = piece_of(job.m);
     projection.pieces_per_row = (job.cols + projection.piece - 1) / projection.piece;
     projection.stream = streams(job, projection.piece);
 

@@ -8,8 +8,10 @@
 namespace nmflow {
 
 // A piece is a part of one row, whole blocks but for the row's end; its survivors are first found as bits, bit i for
-// entry i, and then written out. Both passes over its weights but the first are served by L1.
-constexpr int64_t piece_entries = 2048;
+// entry i, and then written out, from L1. Short pieces let the stores of one overlap with the selection in the next
+// (1024 entries were a fifth faster than 2048), but a method that has a block in each lane must find that many in one.
+constexpr int64_t piece_entries = 1024;
+constexpr int64_t most_lanes = 16;
 constexpr int64_t piece_words = NMFLOW_PROJECT_LARGEST_M / 64 + 2;
 
 struct Projection {

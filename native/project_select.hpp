@@ -54,7 +54,11 @@ static inline int64_t count_range(const uint64_t *bits, int64_t from, int64_t le
 }
 
 static inline void set_range(uint64_t *bits, int64_t from, int64_t length) {
-    for (int64_t i = from; i < from + length; ++i) bits[i / 64] |= (uint64_t)1 << (i % 64);
+    for (int64_t i = from; i < from + length;) {
+        const int64_t here = 64 - i % 64 < from + length - i ? 64 - i % 64 : from + length - i;
+        bits[i / 64] |= ~(uint64_t)0 >> (64 - here) << (i % 64);
+        i += here;
+    }
 }
 
 // The `wanted` lowest of the set bits.
@@ -284,9 +288,11 @@ NMFLOW_INLINE Key nth_of_many(const T *w, int64_t n, int64_t m, int64_t blocks) 
         for (int half = 0; half < sorted; half += lanes) {
             for (int b = 0; b < lanes; ++b) {
                 const int64_t from = i + half;
-                if (Whole)
+                if (Whole) {
                     v[half + b] = keys(w + b * m + from);
-                else if (b < blocks && from < m)
+                    // What comes next: a walk over many blocks side by side, which no hardware prefetcher follows.
+                    __builtin_prefetch(w + (lanes + b) * m + from);
+                } else if (b < blocks && from < m)
                     v[half + b] = keys_from(w + b * m, from, m, pad);
                 else
                     v[half + b] = every(pad);

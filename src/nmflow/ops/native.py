@@ -6,13 +6,9 @@ Shape suffixes: R rows (outputs), K entries of the reduction axis (inputs), S st
 from __future__ import annotations
 
 import ctypes
-import os
 import time
-import weakref
-from ctypes import POINTER, c_int32, c_int64, c_void_p
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Literal, cast, get_args
 
 import torch
@@ -20,130 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from nmflow.ops.native_library import DTYPES, ISAS, Layout, Weight, checked, library
+from nmflow.ops.native_library import describe as describe
+from nmflow.ops.native_library import why_not as why_not
 from nmflow.ops.native_plan import Key, NativePlan, Tiling, bucket, candidates, default_tiling
 from nmflow.ops.reference import linear as reference_linear
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
-ISAS = ("portable", "avx2", "avx512")
-
-_ABI_VERSION = 1
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _ALGORITHMS = {"tb": 0, "rv": 1}
 _SPLITS = {"rows": 0, "tokens": 1}
 _ACTIVATIONS: dict[str | None, int] = {None: 0, **{name: i + 1 for i, name in enumerate(get_args(Activation))}}
-_TROUBLE = {1: "a number is out of range", 2: "there is no kernel for this", 3: "no memory for scratch space"}
-
-
-# --------------------------------------------------------------------------------------------- the library
-class _Layout(ctypes.Structure):
-    """`nmflow_layout` of native/nmflow.h."""
-
-    _fields_ = [
-        *((name, c_int64) for name in ("rows", "cols", "n", "m")),
-        *((name, c_int32) for name in ("dtype", "isa", "algorithm", "chunk", "lanes", "index_bytes")),
-        *((name, c_int64) for name in ("kept", "values_size", "index_size")),
-    ]
-
-
-class _Weight(ctypes.Structure):
-    """`nmflow_weight` of native/nmflow.h."""
-
-    _fields_ = [
-        ("layout", _Layout),
-        *((name, c_void_p) for name in ("values", "index")),
-        *((name, c_int32) for name in ("activation", "split", "tile_tokens", "tile_rows")),
-    ]
-
-
-@dataclass(frozen=True)
-class _Library:
-    handle: ctypes.CDLL
-    path: Path
-    best_isa: int
-    has_bf16: bool
-    parallel_for: int | None
-    """Address of libtorch's `torch_parallel_for`; None: every product runs on one thread."""
-
-
-def why_not(**facts: object) -> str | None:
-    """Why the native product cannot run (facts as in `nmflow.ops.registry.Kernel`); None where it can."""
-    found = _find()
-    if isinstance(found, str):
-        return found
-    device, dtype, m = facts.get("device"), facts.get("dtype"), facts.get("m")
-    if device is not None and device != "cpu":
-        return f"it runs on cpu, not on {device}"
-    if dtype is not None and dtype not in _DTYPES:
-        return f"it takes float32 and bfloat16, not {dtype}"
-    if isinstance(m, int) and m > 65536:
-        return f"blocks of {m} are wider than 16-bit offsets reach"
-    return None
-
-
-def describe() -> dict[str, object]:
-    """What was found, for people: the file, its best instruction set here, bfloat16, whose threads.
-
-    Raises `RuntimeError` where the library is missing.
-    """
-    library = _library()
-    return {
-        "path": str(library.path),
-        "isa": ISAS[library.best_isa],
-        "bf16": library.has_bf16,
-        "threads": "torch" if library.parallel_for else "one (this torch has no torch_parallel_for)",
-    }
-
-
-def _library() -> _Library:
-    found = _find()
-    if isinstance(found, str):
-        raise RuntimeError(found)
-    return found
-
-
-@cache
-def _find() -> _Library | str:
-    """The library, or why there is none. `NMFLOW_NATIVE` names the file; else beside the package, else build/."""
-    named = os.environ.get("NMFLOW_NATIVE")
-    package = Path(__file__).parents[1]
-    places = [Path(named)] if named else [*sorted(package.glob("_native*.so")), package.parents[1] / "build/_native.so"]
-    for path in places:
-        if path.is_file():
-            return _open(path)
-    if named:
-        return f"NMFLOW_NATIVE names {named}, which is no file"
-    return "the native library was not built (no compiler at installation?); cmake -S native -B build builds it"
-
-
-def _open(path: Path) -> _Library | str:
-    try:
-        handle = ctypes.CDLL(str(path))
-        version = handle.nmflow_abi_version()
-    except (OSError, AttributeError) as error:
-        return f"{path} cannot be loaded: {error}"
-    if version != _ABI_VERSION:
-        return f"{path} has version {version} of the interface, this nmflow speaks {_ABI_VERSION}; build it again"
-    handle.nmflow_layout_init.argtypes = [POINTER(_Layout)]
-    handle.nmflow_pack.argtypes = [POINTER(_Layout), *[c_void_p] * 5]
-    # The weight as a plain address: the cheapest argument there is, and at one token the call is half the time.
-    handle.nmflow_linear.argtypes = [
-        *(c_void_p, c_void_p, c_int64, c_void_p), *(c_void_p, c_int64, c_int64, c_void_p)
-    ]
-    return _Library(handle, path, handle.nmflow_best_isa(), bool(handle.nmflow_has_bf16()), _torch_parallel_for())
-
-
-def _torch_parallel_for() -> int | None:
-    folder = Path(torch.__file__).parent / "lib"
-    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll"):
-        if (folder / name).is_file():
-            function = getattr(ctypes.CDLL(str(folder / name)), "torch_parallel_for", None)
-            return ctypes.cast(function, c_void_p).value if function is not None else None
-    return None
-
-
-def _checked(status: int, what: str) -> None:
-    if status:
-        raise RuntimeError(f"{what}: {_TROUBLE.get(status, f'status {status}')}")
 
 
 # ---------------------------------------------------------------------------------------------- the weight
@@ -151,7 +33,7 @@ def _checked(status: int, what: str) -> None:
 class _Packed:
     """One layout of a weight and the memory it lies in."""
 
-    layout: _Layout
+    layout: Layout
     values: Tensor
     index: Tensor
 
@@ -161,7 +43,7 @@ class _Call:
     """Everything of a call but the tensors that change. The packed ones are held so that their addresses stay good."""
 
     address: int
-    weight: _Weight
+    weight: Weight
     packed: _Packed
 
 
@@ -170,7 +52,7 @@ class _Forms:
 
     def __init__(self, values_RS: Tensor, offsets_RS: Tensor, shape: tuple[int, int], n: int, m: int, isa: int) -> None:
         self.values_RS, self.offsets_RS = values_RS.detach().contiguous(), offsets_RS.detach().contiguous()
-        self.shape, self.n, self.m, self.isa = shape, n, m, isa
+        self.shape, self.n, self.m, self.isa, self.dtype = shape, n, m, isa, values_RS.dtype
         self.versions = _versions(values_RS, offsets_RS)
         self.packed: dict[tuple[str, int], _Packed] = {}
         self.calls: dict[tuple[object, ...], _Call] = {}
@@ -186,15 +68,15 @@ class _Forms:
         return found
 
     def _pack(self, algorithm: str, chunk: int) -> _Packed:
-        library = _library()
-        layout = _Layout(
-            *self.shape, self.n, self.m, _DTYPES[self.values_RS.dtype], self.isa, _ALGORITHMS[algorithm], chunk
+        native = library()
+        layout = Layout(
+            *self.shape, self.n, self.m, DTYPES[self.values_RS.dtype], self.isa, _ALGORITHMS[algorithm], chunk
         )
         what = f"packing a weight {self.shape} at {self.n}:{self.m} for {algorithm}"
-        _checked(library.handle.nmflow_layout_init(layout), what)
+        checked(native.handle.nmflow_layout_init(layout), what)
         values, index = _aligned(layout.values_size), _aligned(layout.index_size)
         pointers = [each.data_ptr() for each in (self.values_RS, self.offsets_RS, values, index)]
-        _checked(library.handle.nmflow_pack(layout, *pointers, library.parallel_for), what)
+        checked(native.handle.nmflow_pack(layout, *pointers, native.parallel_for), what)
         return _Packed(layout, values, index)
 
     def remember(self, tokens: int, threads: int, activation: str | None) -> _Call:
@@ -209,16 +91,16 @@ class _Forms:
 
     def rv_reach(self) -> int:
         """Widest block that RV takes without a gather; 0 where there is no RV."""
-        library = _library()
-        isa = library.best_isa if self.isa < 0 else self.isa
+        native = library()
+        isa = native.best_isa if self.isa < 0 else self.isa
         if self.values_RS.dtype == torch.bfloat16:
-            return 64 if isa == 2 and library.has_bf16 and self.m <= 64 else 0
+            return 64 if isa == 2 and native.has_bf16 and self.m <= 64 else 0
         return (0, 8, 128)[isa]
 
     def call_of(self, tiling: Tiling, activation: str | None) -> _Call:
         """A call with these tiles; packs what is not packed yet."""
         packed = self.form(tiling.algorithm, tiling.chunk)
-        weight = _Weight(
+        weight = Weight(
             packed.layout,
             packed.values.data_ptr(),
             packed.index.data_ptr(),
@@ -251,7 +133,8 @@ class PackedWeight:
 plan = NativePlan()
 """The choices every product consults; `tune` adds to it, and NativePlan.load(...) may replace its `choices`."""
 
-_FORMS: weakref.WeakKeyDictionary[Tensor, _Forms] = WeakTensorKeyDictionary()
+_FORMS: MutableMapping[Tensor, _Forms] = WeakTensorKeyDictionary()
+"""What the operator packed, while the tensor of values lives."""
 
 
 def prepare(
@@ -281,8 +164,8 @@ def prepare(
     if problems:
         raise ValueError("a weight for the native product: " + "; ".join(problems))
     number = -1 if isa is None else ISAS.index(isa)
-    if number > _library().best_isa:
-        raise RuntimeError(f"this machine has no {isa}, its best is {ISAS[_library().best_isa]}")
+    if number > library().best_isa:
+        raise RuntimeError(f"this machine has no {isa}, its best is {ISAS[library().best_isa]}")
     forms = _Forms(values_RS, offsets_RS, (out_features, in_features), n, m, number)
     _FORMS[values_RS] = forms
     return PackedWeight(values_RS, offsets_RS, out_features, in_features, n, m, forms)
@@ -299,7 +182,7 @@ def _problems(values_RS: Tensor, offsets_RS: Tensor, rows: int, axis: int, n: in
         for what, tensor in (("values", values_RS), ("offsets", offsets_RS))
         if tuple(tensor.shape) != size
     ]
-    if values_RS.dtype not in _DTYPES:
+    if values_RS.dtype not in DTYPES:
         problems.append(f"values have dtype {values_RS.dtype}; float32 and bfloat16 are taken")
     if offsets_RS.dtype != wanted:
         problems.append(f"offsets have dtype {offsets_RS.dtype}, not {wanted}")
@@ -329,28 +212,28 @@ def linear(
     Raises `TypeError` where dtypes differ, `ValueError` where shapes or devices do, `RuntimeError` where x needs grad.
     """
     if torch.compiler.is_compiling():
-        y = torch.ops.nmflow.linear(
-            x, packed.values, packed.offsets, bias, packed.out_features, packed.in_features, packed.n, packed.m, activation
-        )
+        shape = packed.out_features, packed.in_features
+        y = torch.ops.nmflow.linear(x, packed.values, packed.offsets, bias, *shape, packed.n, packed.m, activation)
         return cast(Tensor, y) if out is None else out.copy_(y)
-    _check_call(x, packed, bias, activation)
+    _check(x, packed.forms, bias, activation)
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        raise RuntimeError("the native product has no backward; use torch.no_grad(), or the reference kernel to train")
     return _run(x, packed.forms, bias, activation, out)
 
 
-def _check_call(x: Tensor, packed: PackedWeight, bias: Tensor | None, activation: str | None) -> None:
-    dtype = packed.values.dtype
+def _check(x: Tensor, forms: _Forms, bias: Tensor | None, activation: str | None) -> None:
+    dtype, (rows, axis) = forms.dtype, forms.shape
     if x.dtype is not dtype or (bias is not None and bias.dtype is not dtype):
-        raise TypeError(f"the weight is {dtype}, x {x.dtype}, the bias {None if bias is None else bias.dtype}; cast them")
-    if x.shape[-1:] != (packed.in_features,):
-        raise ValueError(f"x has shape {tuple(x.shape)}; its last dimension must be in_features = {packed.in_features}")
-    if bias is not None and bias.shape != (packed.out_features,):
-        raise ValueError(f"the bias has shape {tuple(bias.shape)}, the weight {packed.out_features} outputs")
+        others = f"x {x.dtype}" + ("" if bias is None else f", the bias {bias.dtype}")
+        raise TypeError(f"the weight is {dtype}, {others}; cast them")
+    if x.shape[-1:] != (axis,):
+        raise ValueError(f"x has shape {tuple(x.shape)}; its last dimension must be in_features = {axis}")
+    if bias is not None and bias.shape != (rows,):
+        raise ValueError(f"the bias has shape {tuple(bias.shape)}, the weight {rows} outputs")
     if not x.is_cpu or (bias is not None and not bias.is_cpu):
         raise ValueError(f"x lies on {x.device}; the native product takes tensors on the cpu")
     if activation not in _ACTIVATIONS:
         raise ValueError(f'activation "{activation}": one of {", ".join(get_args(Activation))}, or None')
-    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
-        raise RuntimeError("the native product has no backward; use torch.no_grad(), or the reference kernel to train")
 
 
 def _run(x: Tensor, forms: _Forms, bias: Tensor | None, activation: str | None, out: Tensor | None) -> Tensor:
@@ -376,8 +259,8 @@ def _run(x: Tensor, forms: _Forms, bias: Tensor | None, activation: str | None, 
     call = forms.calls.get(((tokens - 1).bit_length(), threads, activation))
     if call is None:
         call = forms.remember(tokens, threads, activation)
-    library = _library()
-    status = library.handle.nmflow_linear(
+    native = library()
+    status = native.handle.nmflow_linear(
         call.address,
         x.data_ptr(),
         x_stride,
@@ -385,10 +268,10 @@ def _run(x: Tensor, forms: _Forms, bias: Tensor | None, activation: str | None, 
         out.data_ptr(),
         y_stride,
         tokens,
-        library.parallel_for,
+        native.parallel_for,
     )
     if status:
-        _checked(status, f"the product of {tokens} tokens with a weight [{rows}, {axis}]")
+        checked(status, f"the product of {tokens} tokens with a weight [{rows}, {axis}]")
     return out
 
 
@@ -416,7 +299,7 @@ def tune(
     out = x.new_empty(tokens, packed.out_features)
     keep = set(forms.packed)
     best: dict[Tiling, float] = {}
-    library = _library()
+    native = library()
 
     def timed(tiling: Tiling, repeats: int) -> float:
         call = forms.call_of(tiling, activation)
@@ -424,7 +307,7 @@ def tune(
         times = []
         for _ in range(repeats + 1):
             start = time.perf_counter()
-            _checked(library.handle.nmflow_linear(*run, library.parallel_for), f"tuning {tiling}")
+            checked(native.handle.nmflow_linear(*run, native.parallel_for), f"tuning {tiling}")
             times.append(time.perf_counter() - start)
         return min(times[1:])
 
@@ -446,8 +329,8 @@ def tune(
 
 
 # --------------------------------------------------------------------------------------- the torch operator
-_OPERATORS = torch.library.Library("nmflow", "FRAGMENT")
-_OPERATORS.define(
+_OPERATORS = torch.library.Library("nmflow", "FRAGMENT")  # type: ignore[no-untyped-call]
+_OPERATORS.define(  # type: ignore[no-untyped-call]
     "linear(Tensor x, Tensor values, Tensor offsets, Tensor? bias, int out_features, int in_features, int n, int m, "
     "str? activation) -> Tensor"
 )
@@ -468,8 +351,10 @@ def _operator(
     if why_not(device="cpu", dtype=x.dtype, m=m) is not None:
         return activate(reference_linear(x, values, offsets, (out_features, in_features), n, m, bias), activation)
     forms = _FORMS.get(values)
-    if forms is None or forms.versions != _versions(values, offsets):
+    known = ((out_features, in_features), n, m, _versions(values, offsets))
+    if forms is None or (forms.shape, forms.n, forms.m, forms.versions) != known:
         forms = prepare(values, offsets, out_features, in_features, n, m).forms
+    _check(x, forms, bias, activation)
     return _run(x, forms, bias, activation, None)
 
 
@@ -487,7 +372,7 @@ def _fake(
     return x.new_empty((*x.shape[:-1], out_features))
 
 
-_OPERATORS.impl("linear", _operator, "CPU")
+_OPERATORS.impl("linear", _operator, "CPU")  # type: ignore[no-untyped-call]
 torch.library.register_fake("nmflow::linear", _fake, lib=_OPERATORS)
 
 
@@ -497,7 +382,9 @@ def activate(y: Tensor, activation: Activation | None) -> Tensor:
         return y
     if activation == "gelu_tanh":
         return F.gelu(y, approximate="tanh")
-    return cast(Tensor, {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}[activation](y))
+    if activation == "gelu":
+        return F.gelu(y)
+    return F.silu(y) if activation == "silu" else F.relu(y)
 
 
 def _versions(*tensors: Tensor) -> tuple[int, ...]:

@@ -126,7 +126,9 @@ def default_tiling(key: Key, rv_reach: int) -> Tiling:
 def tb_tiling(n: int, m: int, in_features: int, tokens: int) -> Tiling:
     """TB's default: a K-block of x fills most of L1 (28 KiB), wider in columns the fewer of them a row keeps."""
     sparse = m // n
-    columns, width = (64, 112) if sparse <= 4 else (128, 64) if sparse <= 8 else (256, 32) if sparse <= 32 else (512, 32)
+    columns, width = (64, 112) if sparse <= 4 else (128, 64) if sparse <= 8 else (256, 32)
+    if sparse > 32:
+        columns = 1024
     chunk = max(1, columns // m) * m
     return Tiling("tb", min(chunk, -(-in_features // m) * m) or m, min(width, tokens), 64)
 

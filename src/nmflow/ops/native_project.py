@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nmflow.masks import Remainder, rows_mask
-from nmflow.ops import native
+from nmflow.ops import native_library
 from nmflow.pattern import Pattern
 
 LARGEST_M = 32768
@@ -44,9 +44,9 @@ def why_not(**facts: object) -> str | None:
 
     Facts: `device` (a type such as "cpu"), `dtype`, `m`, and `strides`, those of every tensor of the call.
     """
-    library = _library()
-    if isinstance(library, str):
-        return library
+    missing = native_library.why_not() or _why_no_entry()
+    if missing:
+        return missing
     device, dtype, m, strides = (facts.get(name) for name in ("device", "dtype", "m", "strides"))
     if device is not None and device != "cpu":
         return f"it runs on cpu, not on {device}"
@@ -84,8 +84,6 @@ def project_native(
     outputs = {"mask": mask_RK, "effective": effective_RK, "cast": cast_RK}
     _check(w_RK, pattern, outputs)
     library = _library()
-    if isinstance(library, str):
-        raise RuntimeError(library)
     num_rows, axis = w_RK.shape
     if axis % pattern.m and remainder != "partial":
         rows_mask(w_RK[:0], pattern, remainder)  # raises where the remainder is refused
@@ -144,12 +142,17 @@ def _check(w_RK: Tensor, pattern: Pattern, outputs: dict[str, Tensor | None]) ->
 
 
 @cache
-def _library() -> native._Library | str:
-    found = native._find()
-    if isinstance(found, str):
-        return found
-    function = getattr(found.handle, "nmflow_project", None)
-    if function is None:
-        return f"{found.path} was built without the projection; build it again"
-    function.argtypes = [POINTER(_Projection), c_void_p, POINTER(c_int64)]
-    return found
+def _library() -> native_library.Library:
+    library = native_library.library()
+    missing = _why_no_entry()
+    if missing:
+        raise RuntimeError(missing)
+    library.handle.nmflow_project.argtypes = [POINTER(_Projection), c_void_p, POINTER(c_int64)]
+    return library
+
+
+def _why_no_entry() -> str | None:
+    library = native_library.library()
+    if hasattr(library.handle, "nmflow_project"):
+        return None
+    return f"{library.path} was built without the projection; build it again"
