@@ -47,13 +47,21 @@ static void tb_block(const float *values, const Index *index, int64_t kept, int6
             for (int v = 0; v < Vectors; ++v) sum[v] = broadcast(0.0f);
         else
             for (int v = 0; v < Vectors; ++v) sum[v] = load(sums + v * lanes);
-#pragma GCC unroll 4
-        for (int64_t i = 0; i < kept; ++i) {
-            const V value = broadcast(values[i]);
-            const float *row = xt + static_cast<size_t>(index[i]) * width;
+        const auto add = [&](V value, Index at) __attribute__((always_inline)) {
+            const float *row = xt + static_cast<size_t>(at) * width;
 #pragma GCC unroll 16
             for (int v = 0; v < Vectors; ++v) sum[v] = fma(value, load(row + v * lanes), sum[v]);
+        };
+        int64_t i = 0;
+        // The load ports are what limits this loop: four values come with one load, and shuffles part them.
+        for (; i + 4 <= kept; i += 4) {
+            const V four = load_four(values + i);
+            add(splat<0>(four), index[i]);
+            add(splat<1>(four), index[i + 1]);
+            add(splat<2>(four), index[i + 2]);
+            add(splat<3>(four), index[i + 3]);
         }
+        for (; i < kept; ++i) add(broadcast(values[i]), index[i]);
         for (int v = 0; v < Vectors; ++v) store(sums + v * lanes, sum[v]);
         values += kept;
         index += kept;

@@ -19,6 +19,12 @@ using I = Vector<lanes>::Int;
 static inline V load(const float *p) { return _mm256_loadu_ps(p); }
 static inline void store(float *p, V v) { _mm256_storeu_ps(p, v); }
 static inline V broadcast(float f) { return _mm256_set1_ps(f); }
+// Four numbers in every 128 bits, and one of them everywhere.
+static inline V load_four(const float *p) { return _mm256_broadcast_ps(reinterpret_cast<const __m128 *>(p)); }
+template <int I>
+static inline V splat(V four) {
+    return _mm256_permute_ps(four, I * 0x55);
+}
 static inline V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
 
 static inline __m256i first(int64_t count) {

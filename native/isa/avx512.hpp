@@ -19,6 +19,12 @@ using I = Vector<lanes>::Int;
 static inline V load(const float *p) { return _mm512_loadu_ps(p); }
 static inline void store(float *p, V v) { _mm512_storeu_ps(p, v); }
 static inline V broadcast(float f) { return _mm512_set1_ps(f); }
+// Four numbers in every 128 bits, and one of them everywhere.
+static inline V load_four(const float *p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+template <int I>
+static inline V splat(V four) {
+    return _mm512_permute_ps(four, I * 0x55);
+}
 static inline V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 
 static inline __mmask16 first(int64_t count) { return static_cast<__mmask16>((1u << count) - 1u); }

@@ -23,6 +23,11 @@ static inline void store_first(float *p, V v, int64_t count) { memcpy(p, &v, sta
 static inline V load(const float *p) { return load_first(p, lanes); }
 static inline void store(float *p, V v) { store_first(p, v, lanes); }
 static inline V broadcast(float f) { return V{f, f, f, f}; }
+static inline V load_four(const float *p) { return load(p); }
+template <int I>
+static inline V splat(V four) {
+    return broadcast(four[I]);
+}
 static inline V fma(V a, V b, V c) { return a * b + c; }  // one instruction where the machine has it
 
 static inline V load_first(const bf16 *p, int64_t count) {

@@ -22,7 +22,7 @@ LARGEST_M = 32768
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _ISAS = {"auto": -1, "portable": 0, "avx2": 1, "avx512": 2}
 _TROUBLE = {
-    1: "a number is out of range, or rows of an output overlap",
+    1: "a number is out of range",
     2: "this machine, or this build, lacks the instruction set",
     3: "torch's threads did not run it",
 }
@@ -137,6 +137,8 @@ def _check(w_RK: Tensor, pattern: Pattern, outputs: dict[str, Tensor | None]) ->
             wrong.append(f"{name} is {tensor.dtype}, not {wanted[name]}")
         elif tensor.dim() == 2 and tensor.shape[1] > 1 and tensor.stride(1) != 1:
             wrong.append(f"{name}: the entries of a row are {tensor.stride(1)} apart; use contiguous rows")
+        elif name != "w" and tensor.dim() == 2 and tensor.shape[0] > 1 and tensor.stride(0) < tensor.shape[1]:
+            wrong.append(f"rows of {name} overlap: they are {tensor.stride(0)} apart and {tensor.shape[1]} long")
     if wrong:
         raise ValueError("; ".join(wrong))
 
