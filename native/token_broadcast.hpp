@@ -37,6 +37,18 @@ static void tb_transpose_in(const X *x, int64_t stride, int64_t tokens, int64_t 
     }
 }
 
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the first of four indices lies in the lowest bits");
+template <class Index>
+struct Four {
+    using Type = uint32_t;
+};
+template <>
+struct Four<uint16_t> {
+    using Type = uint64_t;
+};
+template <class Index>
+using FourOf = typename Four<Index>::Type;
+
 template <int Vectors, class Index>
 static void tb_block(const float *values, const Index *index, int64_t kept, int64_t rows, const float *xt, float *sums,
                      bool first) {
@@ -53,13 +65,17 @@ static void tb_block(const float *values, const Index *index, int64_t kept, int6
             for (int v = 0; v < Vectors; ++v) sum[v] = fma(value, load(row + v * lanes), sum[v]);
         };
         int64_t i = 0;
-        // The load ports are what limits this loop: four values come with one load, and shuffles part them.
+        // The load ports are what limits this loop: four values come with one load and shuffles part them, four
+        // indices with another (of 4 or 8 bytes) and shifts part them.
+        constexpr int bits = 8 * sizeof(Index);
         for (; i + 4 <= kept; i += 4) {
             const V four = load_four(values + i);
-            add(splat<0>(four), index[i]);
-            add(splat<1>(four), index[i + 1]);
-            add(splat<2>(four), index[i + 2]);
-            add(splat<3>(four), index[i + 3]);
+            FourOf<Index> at;
+            memcpy(&at, index + i, sizeof(at));
+            add(splat<0>(four), static_cast<Index>(at));
+            add(splat<1>(four), static_cast<Index>(at >> bits));
+            add(splat<2>(four), static_cast<Index>(at >> 2 * bits));
+            add(splat<3>(four), static_cast<Index>(at >> 3 * bits));
         }
         for (; i < kept; ++i) add(broadcast(values[i]), index[i]);
         for (int v = 0; v < Vectors; ++v) store(sums + v * lanes, sum[v]);

@@ -119,18 +119,18 @@ def default_tiling(key: Key, rv_reach: int) -> Tiling:
     """
     tokens = 1 << key.bucket
     if rv_reach and (tokens == 1 or (key.m <= min(rv_reach, 32) and tokens <= 64)):
-        return Tiling("rv", 0, 5, 4) if tokens > 1 else Tiling("rv", 0, 1, 4)
+        return Tiling("rv", 0, 8, 2) if tokens > 1 else Tiling("rv", 0, 1, 4)
     return tb_tiling(key.n, key.m, key.in_features, tokens)
 
 
 def tb_tiling(n: int, m: int, in_features: int, tokens: int) -> Tiling:
     """TB's default: a K-block of x fills most of L1 (28 KiB), wider in columns the fewer of them a row keeps."""
     sparse = m // n
-    columns, width = (64, 112) if sparse <= 4 else (128, 64) if sparse <= 8 else (256, 32)
+    columns, width = (64, 112) if sparse <= 4 else (128, 64) if sparse <= 8 else (256, 48)
     if sparse > 32:
-        columns = 1024
+        columns, width = 1024, 32
     chunk = max(1, columns // m) * m
-    return Tiling("tb", min(chunk, -(-in_features // m) * m) or m, min(width, tokens), 64)
+    return Tiling("tb", min(chunk, -(-in_features // m) * m) or m, min(width, tokens), 256)
 
 
 def candidates(key: Key, rv_reach: int) -> list[Tiling]:
