@@ -47,10 +47,49 @@ static inline Key keys(const T *p, int64_t length, int32_t pad) {
     return key;
 }
 
-template <class T>
-static int64_t write_words(const Piece<T> &, const uint64_t *, int64_t, float, bool, int64_t &) {
-    return 0;
+// ---------------------------------------------------------------------------------------------------------- writing
+// 1 in every byte that is not zero.
+static inline uint64_t ones(uint64_t bytes) {
+    const uint64_t low = 0x7F7F7F7F7F7F7F7F;
+    return (((bytes & low) + low) | bytes) >> 7 & 0x0101010101010101;
 }
+
+// Eight bytes in memory, byte i bit i: each byte takes a copy of the eight bits and leaves its own standing.
+static inline uint64_t bytes_of(uint64_t eight_bits) {
+    static const uint8_t own[8] = {1, 2, 4, 8, 16, 32, 64, 128};
+    uint64_t place;
+    memcpy(&place, own, 8);
+    return ones(eight_bits * 0x0101010101010101 & place);
+}
+
+// Entries in sixty-fours, in loops that a compiler turns into vectors; returns how many those were.
+template <class T>
+static int64_t write_words(const Piece<T> &piece, const uint64_t *bits, int64_t entries, float decay, bool,
+                           int64_t &flips) {
+    int64_t i = 0;
+    for (; i + 64 <= entries; i += 64) {
+        uint64_t keep[8];
+        for (int v = 0; v < 8; ++v) keep[v] = bytes_of(bits[i / 64] >> (v * 8) & 0xFF);
+        if (piece.mask)
+            for (int v = 0; v < 8; ++v) {
+                uint64_t before;
+                memcpy(&before, piece.mask + i + v * 8, 8);
+                flips += __builtin_popcountll(keep[v] ^ ones(before));
+                memcpy(piece.mask + i + v * 8, &keep[v], 8);
+            }
+        const uint8_t *kept = (const uint8_t *)keep;
+        T out[64];
+        for (int e = 0; e < 64; ++e) {
+            const auto all = (decltype(T::bits))-kept[e];
+            out[e].bits = (piece.w[i + e].bits & all) | (scaled(piece.w[i + e], decay).bits & ~all);
+        }
+        if (piece.effective) memcpy(piece.effective + i, out, sizeof out);
+        if (piece.cast)
+            for (int e = 0; e < 64; ++e) narrow(widen(out[e]), piece.cast[i + e]);
+    }
+    return i;
+}
+
 static inline void finish_streaming(bool) {}
 
 }  // namespace NMFLOW_ISA

@@ -26,7 +26,7 @@ namespace NMFLOW_ISA {
 #define NMFLOW_INLINE static inline __attribute__((always_inline))
 
 // ------------------------------------------------------------------------------------------------------------- bits
-// Bits of `lanes` entries at `position`. Aligned: it is a multiple of lanes; else the words must have been zero.
+// Bits of `lanes` entries at `position`, where all bits were zero. Aligned: it is a multiple of lanes.
 template <bool Aligned>
 NMFLOW_INLINE void put(uint64_t *bits, int64_t position, uint32_t value) {
     if (Aligned && lanes == 16) {
@@ -245,7 +245,7 @@ static int64_t one_of_many(const T *w, int64_t m, int64_t entries, uint64_t *bit
     for (; at + m <= entries; at += m) {
         Key most = keys(w + at);
         for (int64_t i = lanes; i < m; i += lanes) most = larger(most, keys(w + at + i));
-        mark<lanes >= 8>(w + at, 1, m, group_largest<lanes, T>(most)[0], bits, at);
+        mark<true>(w + at, 1, m, group_largest<lanes, T>(most)[0], bits, at);
     }
     return at;
 }
@@ -321,7 +321,7 @@ static int64_t n_of_many(const T *w, int64_t n, int64_t m, int64_t entries, uint
         const Key threshold = whole && blocks == lanes ? nth_of_many<Upwards, true>(w + at, n, m, blocks)
                                                        : nth_of_many<Upwards, false>(w + at, n, m, blocks);
         for (int b = 0; b < blocks; ++b, at += m) {
-            if (whole && lanes >= 8)
+            if (whole)
                 mark<true>(w + at, n, m, threshold[b], bits, at);
             else
                 mark<false>(w + at, n, m, threshold[b], bits, at);
@@ -340,7 +340,7 @@ static int64_t select_fast(const T *w, int64_t n, int64_t m, int64_t entries, ui
     if constexpr (lanes >= 16)
         if (n == 1 && m == 16) return one_of_few<16>(w, entries, bits);
     if (n == 1 && m % lanes == 0) return one_of_many(w, m, entries, bits);
-    if (lanes >= 8 && m == 4) return n_of_few<4>(w, n, entries, bits);
+    if (m == 4) return n_of_few<4>(w, n, entries, bits);
     if constexpr (lanes >= 8)
         if (m == 8) return n_of_few<8>(w, n, entries, bits);
     if constexpr (lanes >= 16)
