@@ -7,7 +7,8 @@
 
 Every round times dense, packed dense and native once after the other, so that a burst of other work on the machine
 touches all of them, and rounds in which the process lost a core are done again; a cell's ratio is the median of the
-rounds' ratios. Each side is called as a module would call it.
+rounds' ratios. With --threads 1 the clock is the thread's own, which stands still meanwhile. Each side is called as a
+module would call it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import json
 import platform
 import resource
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,7 +44,7 @@ GOALS = {  # over F.linear, the worst of the shapes, 2 threads
     "bfloat16": {"2:4": (None, None, 1.3, None), "1:8": (None, None, 4.9, None), "1:16": (None, None, 8.5, None)},
 }
 TRIES, FEWEST = 8, 3
-"""A round in which another process took a core away is done again, up to TRIES times as many; FEWEST are kept anyway."""
+"""A round in which another process took a core is done again, up to TRIES times as many; FEWEST are kept anyway."""
 COLD_GOALS = {"2:4": 5.0, "1:8": 13.0, "1:32": 30.0}
 
 
@@ -80,7 +80,7 @@ def random_weight(rows: int, axis: int, pattern: Pattern, dtype: torch.dtype) ->
 def packed_dense(dense: Tensor, bias: Tensor, tokens: int) -> Callable[[Tensor], Tensor] | None:
     """oneDNN's product with a weight it laid out itself: the best dense one a torch user can get."""
     try:
-        weight = torch.ops.mkldnn._reorder_linear_weight(dense.to_mkldnn(), tokens)
+        weight = torch.ops.mkldnn._reorder_linear_weight(dense, tokens)
     except (RuntimeError, AttributeError):
         return None
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -88,10 +88,11 @@ def packed_dense(dense: Tensor, bias: Tensor, tokens: int) -> Callable[[Tensor],
 
 def seconds(run: Callable[[], object], repeats: int) -> float:
     """Mean time of one of `repeats` calls in a row."""
-    start = time.perf_counter()
+    clock = native.clock()
+    start = clock()
     for _ in range(repeats):
         run()
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
 def in_turn(runs: list[Callable[[], object]], rounds: int, target: float) -> list[list[float]]:
