@@ -144,6 +144,16 @@ def test_nan_payloads_and_signs_do_not_rank(isa: str, dtype: torch.dtype) -> Non
             check(block.repeat(48).view(1, -1).to(BITS[dtype]).view(dtype), f"{n}:{m}", 0.0, isa)
 
 
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("isa", ISAS)
+def test_decay_rounds_every_sixteen_bit_number(isa: str, dtype: torch.dtype) -> None:
+    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+    blocks = torch.stack([torch.full_like(numbers, NAN), numbers], dim=1)   # the NaN is kept, the number pruned
+    check(blocks.reshape(-1, 32), "1:2", 0.37, isa)                         # rows joined: by vectors
+    check(blocks.reshape(-1, 32), "1:2", 0.37, isa)                         # joined rows
+    check(torch.nn.functional.pad(blocks.reshape(-1, 32), (0, 1))[:, :32], "1:2", 0.37, isa)  # one by one
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("pattern", ["2:4", "1:8", "1:128", "16:128"])
 def test_equal_magnitudes_keep_the_lowest_index(pattern: str, isa: str) -> None:
