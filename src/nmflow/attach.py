@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from nmflow.layout import to_rows, write_back
 from nmflow.masks import Remainder
-from nmflow.ops.projection import apply_mask, project
+from nmflow.ops import apply_mask, project
 from nmflow.schedules.stage import Stage
 from nmflow.targets import Slot
 
@@ -66,7 +66,7 @@ class EffectiveWeight:
         self.progress = progress
         self.remainder: Remainder = remainder
         self.gradient = gradient  # "straight-through", "decay", "masked", or "mixed" where stages differ
-        self.flips: dict[int, Tensor] = {}  # slot -> entries of Φ changed by the last step, on the device
+        self.flips: dict[int, Tensor | int] = {}  # slot -> entries of Φ changed by the last step, on the device
         self.mask: Tensor = torch.empty(0, dtype=torch.bool)
         self.effective: Tensor = torch.empty(0)
         self.coefficient: Tensor | None = None  # dL/dW over dL/dW~; None passes the gradient through
@@ -142,9 +142,7 @@ class EffectiveWeight:
         if stage.mask != "fresh":
             mask_RK.copy_(cast(Tensor, fixed))
         elif new_masks:
-            before = mask_RK.clone()
-            project(w_RK, stage.pattern, stage.decay, self.remainder, mask_RK, effective_RK)
-            self.flips[index] = (before != mask_RK).sum()
+            self.flips[index] = project(w_RK, stage.pattern, stage.decay, self.remainder, mask_RK, effective_RK)
             if stage.outer.is_dense:
                 return
         apply_mask(w_RK, mask_RK, stage.decay, effective_RK, self._outer(stage, w_RK))
@@ -153,7 +151,7 @@ class EffectiveWeight:
         """Φ_outer of a recipe in sequence, None where it is all ones or D makes it irrelevant."""
         if stage.outer.is_dense or stage.decay == 0.0:
             return None
-        outer = torch.empty_like(w_RK, dtype=torch.bool)
+        outer = torch.zeros_like(w_RK, dtype=torch.bool)
         project(w_RK, stage.outer, 0.0, self.remainder, outer, torch.empty_like(w_RK))
         return outer
 

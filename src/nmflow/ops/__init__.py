@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nmflow.ops.dispatch import linear
-from nmflow.ops.projection import apply_mask, project
+from nmflow.ops.dispatch import linear, project
+from nmflow.ops.projection import apply_mask
 from nmflow.ops.registry import Kernel, kernels, register, select
 
 __all__ = ["Kernel", "apply_mask", "kernels", "linear", "project", "register", "select"]

@@ -1,13 +1,21 @@
-"""The product with a compressed weight, by whichever registered kernel takes it."""
+"""Tasks by whichever registered kernel takes them: the product with a compressed weight, and the step from W to W~.
+
+The native library, where there is one, is asked first; plain torch is always there.
+"""
 
 from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor
 
-from nmflow.ops import reference as reference  # registers the kernel that is always there
-from nmflow.ops.registry import select
+from nmflow.masks import Remainder
+from nmflow.ops import native, native_library, native_project
+from nmflow.ops import projection as projection  # registers plain torch, which is always there
+from nmflow.ops import reference as reference
+from nmflow.ops.registry import Kernel, register, select
+from nmflow.pattern import Pattern
 
 
 def linear(
@@ -31,5 +39,60 @@ def linear(
         n=n,
         m=m,
         tokens=x.shape[:-1].numel(),
+        needs_grad=torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)),
+        same_dtype=x.dtype == values_RS.dtype and (bias is None or bias.dtype == x.dtype),
     )
     return cast(Tensor, kernel.run(x, values_RS, offsets_RS, shape, n, m, bias))
+
+
+def project(
+    w_RK: Tensor, pattern: Pattern, decay: float, remainder: Remainder, mask_RK: Tensor, effective_RK: Tensor
+) -> Tensor | int:
+    """Write Φ into `mask_RK` and W~ into `effective_RK`; how many entries of the mask changed.
+
+    Arguments as in `nmflow.ops.projection.project`.
+    """
+    kernel = select(
+        "project",
+        device=w_RK.device.type,
+        dtype=w_RK.dtype,
+        m=pattern.m,
+        strides=(w_RK.stride(), mask_RK.stride(), effective_RK.stride()),
+    )
+    return cast("Tensor | int", kernel.run(w_RK, pattern, decay, remainder, mask_RK, effective_RK))
+
+
+def _why_not_native_linear(**facts: object) -> str | None:
+    if facts.get("needs_grad"):
+        return "it has no backward"
+    if facts.get("same_dtype") is False:
+        return "x, weight and bias must be of one dtype"
+    return native_library.why_not(**facts)
+
+
+def _native_linear(
+    x: Tensor,
+    values_RS: Tensor,
+    offsets_RS: Tensor,
+    shape: tuple[int, int],
+    n: int,
+    m: int,
+    bias: Tensor | None = None,
+) -> Tensor:
+    if torch.compiler.is_compiling():
+        return cast(Tensor, torch.ops.nmflow.linear(x, values_RS, offsets_RS, bias, *shape, n, m, None))
+    return native.operator(x, values_RS, offsets_RS, bias, *shape, n, m, None)
+
+
+def _why_not_native_project(**facts: object) -> str | None:
+    return native_project.why_not(**facts)
+
+
+def _native_project(
+    w_RK: Tensor, pattern: Pattern, decay: float, remainder: Remainder, mask_RK: Tensor, effective_RK: Tensor
+) -> int:
+    return native_project.project_native(w_RK, pattern, decay, remainder, mask_RK, effective_RK)
+
+
+register(Kernel("native", "linear", _why_not_native_linear, _native_linear))
+register(Kernel("native", "project", _why_not_native_project, _native_project))

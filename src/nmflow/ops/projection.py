@@ -9,15 +9,22 @@ import torch
 from torch import Tensor
 
 from nmflow.masks import Remainder, rows_mask
+from nmflow.ops.registry import Kernel, register
 from nmflow.pattern import Pattern
 
 
 def project(
     w_RK: Tensor, pattern: Pattern, decay: float, remainder: Remainder, mask_RK: Tensor, effective_RK: Tensor
-) -> None:
-    """Write Φ into `mask_RK` and W ⊙ [Φ + D·(1 - Φ)] into `effective_RK`. Source: Bambhaniya et al. 2025, 3."""
-    mask_RK.copy_(rows_mask(w_RK.abs(), pattern, remainder))
+) -> Tensor:
+    """Write Φ into `mask_RK` and W ⊙ [Φ + D·(1 - Φ)] into `effective_RK`; how many entries of the mask changed.
+
+    The count is a tensor on the device of W, so that nobody waits for it. Source: Bambhaniya et al. 2025, section 3.
+    """
+    mask = rows_mask(w_RK.abs(), pattern, remainder)
+    flips = (mask_RK != mask).sum()
+    mask_RK.copy_(mask)
     apply_mask(w_RK, mask_RK, decay, effective_RK)
+    return flips
 
 
 def apply_mask(
@@ -31,3 +38,6 @@ def apply_mask(
     if outer_RK is not None and decay:
         pruned = torch.where(outer_RK, pruned, 0)
     torch.where(mask_RK, w_RK, pruned, out=effective_RK)
+
+
+register(Kernel("reference", "project", lambda **facts: None, project))

@@ -1,0 +1,9 @@
+// The AVX2 kernels; bfloat16 goes through TB, which computes in float32.
+#include "avx2.hpp"
+
+#include "../row_vector.hpp"
+#include "../token_broadcast.hpp"
+
+namespace nmflow {
+const Kernels avx2_kernels = {avx2::lanes, 8, 0, avx2::tb, avx2::rv, nullptr};
+}  // namespace nmflow

@@ -1,0 +1,12 @@
+// The AVX-512 kernels in float32, and TB in bfloat16.
+#include "avx512.hpp"
+
+#include "../row_vector.hpp"
+#include "../token_broadcast.hpp"
+
+namespace nmflow {
+namespace avx512 {
+void rv_bf16(const Job &job, int64_t begin, int64_t end);
+}
+const Kernels avx512_kernels = {avx512::lanes, 128, 64, avx512::tb, avx512::rv, avx512::rv_bf16};
+}  // namespace nmflow

@@ -1,0 +1,136 @@
+// RV in bfloat16: two weights a lane in one dot product (vdpbf16ps), sums in float32.
+//
+// Packed weight: values bfloat16 [row vectors][slot pairs][lanes][2], index the column within the chunk of 32 or 64
+// columns; an odd number of slots in a chunk is filled up with value 0, index 0.
+#include "avx512.hpp"
+
+#include "../epilogue.hpp"
+
+namespace nmflow {
+namespace avx512 {
+
+template <int Regs>
+struct Words {  // one chunk of one token, 32 * Regs entries
+    __m512i x[Regs];
+    static __m512i first(const bf16 *p, int64_t count) {
+        const __mmask32 mask = count >= 32 ? ~0u : count <= 0 ? 0u : (1u << count) - 1u;
+        return _mm512_maskz_loadu_epi16(mask, p);
+    }
+    inline void read(const bf16 *p) {
+        for (int i = 0; i < Regs; ++i) x[i] = _mm512_loadu_si512(p + 32 * i);
+    }
+    inline void read_first(const bf16 *p, int64_t count) {
+        for (int i = 0; i < Regs; ++i) x[i] = first(p + 32 * i, count - 32 * i);
+    }
+    inline __m512bh operator[](__m512i index) const {
+        if constexpr (Regs == 1) return (__m512bh)_mm512_permutexvar_epi16(index, x[0]);
+        if constexpr (Regs == 2) return (__m512bh)_mm512_permutex2var_epi16(x[0], index, x[1]);
+    }
+};
+
+template <int Regs, int Rows, int Tokens>
+static void bf16_tile(const nmflow_layout &l, const uint16_t *values, const uint8_t *index, int64_t per_vector,
+                      const bf16 *x, int64_t x_stride, V *sums) {
+    const int64_t pairs = div_up(kept_in(l.chunk, l.n, l.m), 2);
+    __m512 sum[Rows][Tokens];
+    for (int r = 0; r < Rows; ++r)
+        for (int t = 0; t < Tokens; ++t) sum[r][t] = _mm512_setzero_ps();
+
+    Words<Regs> chunk[Tokens];
+    const auto step = [&](int64_t count) __attribute__((always_inline)) {
+        for (int64_t s = 0; s < count; ++s) {
+            for (int r = 0; r < Rows; ++r) {
+                const __m512i at = _mm512_cvtepu8_epi16(
+                    _mm256_loadu_si256(reinterpret_cast<const __m256i *>(index + r * per_vector)));
+                const __m512bh value = (__m512bh)_mm512_loadu_si512(values + r * per_vector);
+                for (int t = 0; t < Tokens; ++t) sum[r][t] = _mm512_dpbf16_ps(sum[r][t], value, chunk[t][at]);
+            }
+            index += 32;
+            values += 32;
+        }
+    };
+    int64_t k = 0;
+    for (; k + 32 * Regs <= l.cols; k += l.chunk) {
+        for (int t = 0; t < Tokens; ++t) chunk[t].read(x + t * x_stride + k);
+        step(pairs);
+    }
+    for (; k < l.cols; k += l.chunk) {
+        const int64_t here = least(l.chunk, l.cols - k);
+        for (int t = 0; t < Tokens; ++t) chunk[t].read_first(x + t * x_stride + k, here);
+        step(div_up(kept_in(here, l.n, l.m), 2));
+    }
+    for (int r = 0; r < Rows; ++r)
+        for (int t = 0; t < Tokens; ++t) sums[r * Tokens + t] = sum[r][t];
+}
+
+using Bf16Tile = void (*)(const nmflow_layout &, const uint16_t *, const uint8_t *, int64_t, const bf16 *, int64_t,
+                          V *);
+
+constexpr int most_rows = 4, most_tokens = 8;
+
+template <int Regs, int Rows, int Tokens>
+static constexpr Bf16Tile tile_if_it_fits() {
+    if constexpr (Rows * Tokens + Tokens * Regs + 3 <= NMFLOW_REGISTERS) return bf16_tile<Regs, Rows, Tokens>;
+    return nullptr;
+}
+
+template <int Regs, int Rows, int... Tokens>
+static Bf16Tile tile_of(int tokens, Numbers<Tokens...>) {
+    static constexpr Bf16Tile table[] = {tile_if_it_fits<Regs, Rows, Tokens + 1>()...};
+    return table[tokens - 1];
+}
+
+template <int Regs>
+static Bf16Tile tile_of(int rows, int tokens) {
+    using Upto = typename Count<most_tokens>::Below;
+    if (rows == 4) return tile_of<Regs, 4>(tokens, Upto());
+    if (rows == 2) return tile_of<Regs, 2>(tokens, Upto());
+    return tile_of<Regs, 1>(tokens, Upto());
+}
+
+template <int Regs>
+static void run(const Job &job, int64_t begin, int64_t end) {
+    const nmflow_weight &w = *job.weight;
+    const nmflow_layout &l = w.layout;
+    const int64_t per_vector = l.index_size / div_up(l.rows, lanes);
+    const bf16 *x = static_cast<const bf16 *>(job.x);
+    const bf16 *bias = static_cast<const bf16 *>(job.bias);
+    bf16 *y = static_cast<bf16 *>(job.y);
+    V sums[most_rows * most_tokens];
+    for (int64_t vector = begin; vector < end;) {
+        int rows = w.tile_rows >= 4 ? 4 : w.tile_rows >= 2 ? 2 : 1;
+        while (rows > end - vector) rows /= 2;
+        int64_t most = least(most_tokens, least(w.tile_tokens, job.tokens));
+        while (!tile_of<Regs>(rows, static_cast<int>(most))) --most;
+        const int64_t tiles = div_up(job.tokens, most);
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+            const int64_t token = job.tokens * tile / tiles;
+            const int tokens = static_cast<int>(job.tokens * (tile + 1) / tiles - token);
+            tile_of<Regs>(rows, tokens)(l, static_cast<const uint16_t *>(w.values) + vector * per_vector,
+                                        static_cast<const uint8_t *>(w.index) + vector * per_vector, per_vector,
+                                        x + token * job.x_stride, job.x_stride, sums);
+            for (int r = 0; bias && r < rows; ++r) {
+                const int64_t row = (vector + r) * lanes;
+                const V add = load_first(bias + row, least(lanes, l.rows - row));
+                for (int t = 0; t < tokens; ++t) sums[r * tokens + t] += add;
+            }
+            if (w.activation) activate(sums, rows * tokens, w.activation);
+            for (int r = 0; r < rows; ++r) {
+                const int64_t row = (vector + r) * lanes, width = least(lanes, l.rows - row);
+                for (int t = 0; t < tokens; ++t)
+                    store_first(y + (token + t) * job.y_stride + row, sums[r * tokens + t], width);
+            }
+        }
+        vector += rows;
+    }
+}
+
+void rv_bf16(const Job &job, int64_t begin, int64_t end) {
+    if (job.weight->layout.chunk <= 32)
+        run<1>(job, begin, end);
+    else
+        run<2>(job, begin, end);
+}
+
+}  // namespace avx512
+}  // namespace nmflow

@@ -1,0 +1,8 @@
+// The kernels that run everywhere: TB alone, in plain vector code.
+#include "portable.hpp"
+
+#include "../token_broadcast.hpp"
+
+namespace nmflow {
+const Kernels portable_kernels = {portable::lanes, 0, 0, portable::tb, nullptr, nullptr};
+}  // namespace nmflow

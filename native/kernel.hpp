@@ -1,0 +1,46 @@
+// What a kernel is told and how it is found: the seam between the C ABI and the instruction sets.
+#pragma once
+
+#include <stddef.h>
+
+#include "nmflow.h"
+
+namespace nmflow {
+
+struct Job {
+    const nmflow_weight *weight;
+    const void *x, *bias;
+    void *y;
+    int64_t x_stride, y_stride, tokens;
+    bool *out_of_memory;  // set by any thread that gets no scratch; never cleared by one
+};
+
+// Does the units [begin, end) of a job: vectors of output rows or of tokens, as the weight's split says.
+using Kernel = void (*)(const Job &, int64_t begin, int64_t end);
+
+struct Kernels {
+    int lanes;          // floats of a vector: tokens of a TB unit, rows of an RV unit
+    int rv_reach;       // most columns one RV lookup reaches in float32
+    int rv_bf16_reach;  // the same in bfloat16; 0 where there is no such kernel
+    Kernel tb, rv, rv_bf16;
+};
+
+// One table an instruction set; null where the library was built without it.
+const Kernels *kernels_of(int isa);
+extern const Kernels portable_kernels;
+extern const Kernels avx2_kernels;
+extern const Kernels avx512_kernels;
+
+// This thread's scratch memory, 64-byte aligned, at least `bytes`; null where there is none. Contents undefined.
+void *scratch(size_t bytes);
+
+// Kept weights in the first `cols` columns: whole blocks keep n, a last one of r < m keeps min(n, r).
+static inline int64_t kept_in(int64_t cols, int64_t n, int64_t m) {
+    const int64_t tail = cols % m;
+    return cols / m * n + (tail < n ? tail : n);
+}
+
+static inline int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+}  // namespace nmflow

@@ -1,0 +1,165 @@
+// RV: y of few tokens. Output rows lie in the lanes; x and y stay as they are.
+//
+//   for a tile of tokens, for a few vectors of rows, for a chunk of columns (at most what a permutation reaches):
+//       x chunk in registers, one set a token
+//       for a slot of the chunk:  sum[rows][token] += value[rows] * x[index[rows]]
+//   sums + bias, activation -> y
+//
+// Packed weight: values float [row vectors][slots][lanes], index the column within the chunk; a chunk is the most
+// whole blocks of m that a permutation reaches, its slots the kept weights of that many columns. Rows that fill up the
+// last vector have value 0 and index 0. Blocks too wide for a permutation are gathered from memory.
+// Included after an isa header, once an instruction set.
+#pragma once
+
+#include "epilogue.hpp"
+
+namespace nmflow {
+namespace NMFLOW_ISA {
+
+// Where x is found. Chunk: the entries of one chunk, for one token.
+template <int Regs>
+struct InRegisters {
+    static constexpr int cost = Regs;  // registers a token
+    V x[Regs];
+    inline void read(const float *p) {
+        for (int i = 0; i < Regs; ++i) x[i] = load(p + i * lanes);
+    }
+    inline void read_first(const float *p, int64_t count) {
+        for (int i = 0; i < Regs; ++i) {
+            const int64_t here = count - i * lanes;
+            x[i] = here <= 0 ? broadcast(0.0f) : load_first(p + i * lanes, least(here, lanes));
+        }
+    }
+    inline V operator[](I index) const { return pick<Regs>(x, index); }
+};
+
+struct InMemory {
+    static constexpr int cost = 0;
+    const float *x;
+    inline void read(const float *p) { x = p; }
+    inline void read_first(const float *p, int64_t) { x = p; }
+    inline V operator[](I index) const { return gather(x, index); }
+};
+
+template <class From, class Index, int Rows, int Tokens>
+static void rv_tile(const nmflow_layout &l, const float *values, const Index *index, const float *x, int64_t x_stride,
+                    V *sums) {
+    const int64_t per_vector = l.kept * lanes;  // packed entries of one vector of rows
+    const int64_t slots = kept_in(l.chunk, l.n, l.m);
+    const int64_t reach = From::cost ? From::cost * lanes : l.chunk;
+    V sum[Rows][Tokens];
+    for (int r = 0; r < Rows; ++r)
+        for (int t = 0; t < Tokens; ++t) sum[r][t] = broadcast(0.0f);
+
+    const auto step = [&](const From *chunk, int64_t count) __attribute__((always_inline)) {
+        for (int64_t s = 0; s < count; ++s) {
+            for (int r = 0; r < Rows; ++r) {
+                const I at = indices(index + r * per_vector);
+                const V value = load(values + r * per_vector);
+                for (int t = 0; t < Tokens; ++t) sum[r][t] = fma(value, chunk[t][at], sum[r][t]);
+            }
+            index += lanes;
+            values += lanes;
+        }
+    };
+    From chunk[Tokens];
+    int64_t k = 0;
+    for (; k + reach <= l.cols && k + l.chunk <= l.cols; k += l.chunk) {
+        for (int t = 0; t < Tokens; ++t) chunk[t].read(x + t * x_stride + k);
+        step(chunk, slots);
+    }
+    for (; k < l.cols; k += l.chunk) {  // what a whole load would overrun
+        const int64_t here = least(l.chunk, l.cols - k);
+        for (int t = 0; t < Tokens; ++t) chunk[t].read_first(x + t * x_stride + k, here);
+        step(chunk, kept_in(here, l.n, l.m));
+    }
+    for (int r = 0; r < Rows; ++r)
+        for (int t = 0; t < Tokens; ++t) sums[r * Tokens + t] = sum[r][t];
+}
+
+template <class Index>
+using RvTile = void (*)(const nmflow_layout &, const float *, const Index *, const float *, int64_t, V *);
+
+constexpr int rv_most_rows = 4, rv_most_tokens = 8;
+
+// As many sums as the registers hold beside the tokens' x, an index and a value; fewer tokens where they do not fit.
+template <class From, class Index, int Rows, int Tokens>
+static constexpr RvTile<Index> rv_tile_if_it_fits() {
+    if constexpr (Tokens == 1 || Rows * Tokens + Tokens * From::cost + 3 <= NMFLOW_REGISTERS)
+        return rv_tile<From, Index, Rows, Tokens>;
+    return nullptr;
+}
+
+template <class From, class Index, int Rows, int... Tokens>
+static RvTile<Index> rv_tile_of(int tokens, Numbers<Tokens...>) {
+    static constexpr RvTile<Index> table[] = {rv_tile_if_it_fits<From, Index, Rows, Tokens + 1>()...};
+    return table[tokens - 1];
+}
+
+template <class From, class Index>
+static RvTile<Index> rv_tile_of(int rows, int tokens) {
+    using Upto = typename Count<rv_most_tokens>::Below;
+    if (rows == 4) return rv_tile_of<From, Index, 4>(tokens, Upto());
+    if (rows == 2) return rv_tile_of<From, Index, 2>(tokens, Upto());
+    return rv_tile_of<From, Index, 1>(tokens, Upto());
+}
+
+// Row vectors [begin, end), all tokens.
+template <class From, class Index>
+static void rv_run(const Job &job, int64_t begin, int64_t end) {
+    const nmflow_weight &w = *job.weight;
+    const nmflow_layout &l = w.layout;
+    const int64_t per_vector = l.kept * lanes;
+    const float *x = static_cast<const float *>(job.x);
+    const float *bias = static_cast<const float *>(job.bias);
+    float *y = static_cast<float *>(job.y);
+    V sums[rv_most_rows * rv_most_tokens];
+    for (int64_t vector = begin; vector < end;) {
+        int rows = w.tile_rows >= 4 ? 4 : w.tile_rows >= 2 ? 2 : 1;
+        while (rows > end - vector) rows /= 2;
+        int64_t most = least(rv_most_tokens, least(w.tile_tokens, job.tokens));
+        while (!rv_tile_of<From, Index>(rows, static_cast<int>(most))) --most;
+        const int64_t tiles = div_up(job.tokens, most);
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+            const int64_t token = job.tokens * tile / tiles;
+            const int tokens = static_cast<int>(job.tokens * (tile + 1) / tiles - token);
+            rv_tile_of<From, Index>(rows, tokens)(l, static_cast<const float *>(w.values) + vector * per_vector,
+                                                  static_cast<const Index *>(w.index) + vector * per_vector,
+                                                  x + token * job.x_stride, job.x_stride, sums);
+            for (int r = 0; r < rows; ++r) {
+                const int64_t row = (vector + r) * lanes, width = least(lanes, l.rows - row);
+                if (bias) {
+                    const V add = load_first(bias + row, width);
+                    for (int t = 0; t < tokens; ++t) sums[r * tokens + t] += add;
+                }
+            }
+            if (w.activation) activate(sums, rows * tokens, w.activation);
+            for (int r = 0; r < rows; ++r) {
+                const int64_t row = (vector + r) * lanes, width = least(lanes, l.rows - row);
+                for (int t = 0; t < tokens; ++t) {
+                    float *to = y + (token + t) * job.y_stride + row;
+                    if (width == lanes)
+                        store(to, sums[r * tokens + t]);
+                    else
+                        store_first(to, sums[r * tokens + t], width);
+                }
+            }
+        }
+        vector += rows;
+    }
+}
+
+static void rv(const Job &job, int64_t begin, int64_t end) {
+    const nmflow_layout &l = job.weight->layout;
+    if (l.index_bytes == 2) return rv_run<InMemory, uint16_t>(job, begin, end);
+    if (l.chunk <= lanes) return rv_run<InRegisters<1>, uint8_t>(job, begin, end);
+#if NMFLOW_RV_REGISTERS >= 8
+    if (l.chunk <= 2 * lanes) return rv_run<InRegisters<2>, uint8_t>(job, begin, end);
+    if (l.chunk <= 4 * lanes) return rv_run<InRegisters<4>, uint8_t>(job, begin, end);
+    if (l.chunk <= 8 * lanes) return rv_run<InRegisters<8>, uint8_t>(job, begin, end);
+#endif
+    rv_run<InMemory, uint8_t>(job, begin, end);
+}
+
+}  // namespace NMFLOW_ISA
+}  // namespace nmflow

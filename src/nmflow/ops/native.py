@@ -1,0 +1,403 @@
+"""The native library from Python: whether it can run here, one-time packing, the product, and its torch operator.
+
+Shape suffixes: R rows (outputs), K entries of the reduction axis (inputs), S stored entries of a row.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Literal, cast, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from nmflow.ops.native_library import DTYPES, ISAS, Layout, Weight, checked, library
+from nmflow.ops.native_library import describe as describe
+from nmflow.ops.native_library import why_not as why_not
+from nmflow.ops.native_plan import Key, NativePlan, Tiling, bucket, candidates, default_tiling
+from nmflow.ops.reference import linear as reference_linear
+
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
+_ALGORITHMS = {"tb": 0, "rv": 1}
+_SPLITS = {"rows": 0, "tokens": 1}
+_ACTIVATIONS: dict[str | None, int] = {None: 0, **{name: i + 1 for i, name in enumerate(get_args(Activation))}}
+
+
+# ---------------------------------------------------------------------------------------------- the weight
+@dataclass(frozen=True)
+class _Packed:
+    """One layout of a weight and the memory it lies in."""
+
+    layout: Layout
+    values: Tensor
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Everything of a call but the tensors that change. The packed ones are held so that their addresses stay good."""
+
+    address: int
+    weight: Weight
+    packed: _Packed
+
+
+class _Forms:
+    """The packed forms of one weight, made as they are needed. Holds the storage of the canonical tensors, not them."""
+
+    def __init__(self, values_RS: Tensor, offsets_RS: Tensor, shape: tuple[int, int], n: int, m: int, isa: int) -> None:
+        self.values_RS, self.offsets_RS = values_RS.detach().contiguous(), offsets_RS.detach().contiguous()
+        self.shape, self.n, self.m, self.isa, self.dtype = shape, n, m, isa, values_RS.dtype
+        self.versions = _versions(values_RS, offsets_RS)
+        self.packed: dict[tuple[str, int], _Packed] = {}
+        self.calls: dict[tuple[object, ...], _Call] = {}
+
+    def key(self, tokens: int, threads: int) -> Key:
+        dtype = str(self.values_RS.dtype).removeprefix("torch.")
+        return Key(*self.shape, self.n, self.m, dtype, bucket(tokens), threads)
+
+    def form(self, algorithm: str, chunk: int) -> _Packed:
+        found = self.packed.get((algorithm, chunk))
+        if found is None:
+            found = self.packed[algorithm, chunk] = self._pack(algorithm, chunk)
+        return found
+
+    def _pack(self, algorithm: str, chunk: int) -> _Packed:
+        native = library()
+        layout = Layout(
+            *self.shape, self.n, self.m, DTYPES[self.values_RS.dtype], self.isa, _ALGORITHMS[algorithm], chunk
+        )
+        what = f"packing a weight {self.shape} at {self.n}:{self.m} for {algorithm}"
+        checked(native.handle.nmflow_layout_init(layout), what)
+        values, index = _aligned(layout.values_size), _aligned(layout.index_size)
+        pointers = [each.data_ptr() for each in (self.values_RS, self.offsets_RS, values, index)]
+        checked(native.handle.nmflow_pack(layout, *pointers, native.parallel_for), what)
+        return _Packed(layout, values, index)
+
+    def remember(self, tokens: int, threads: int, activation: str | None) -> _Call:
+        """The call for this many tokens, from now on found in `calls` under their bucket."""
+        call = self.call_of(self.tiling(tokens, threads), activation)
+        self.calls[bucket(tokens), threads, activation] = call
+        return call
+
+    def tiling(self, tokens: int, threads: int) -> Tiling:
+        key = self.key(tokens, threads)
+        return plan.choices.get(key) or default_tiling(key, self.rv_reach())
+
+    def rv_reach(self) -> int:
+        """Widest block that RV takes without a gather; 0 where there is no RV."""
+        native = library()
+        isa = native.best_isa if self.isa < 0 else self.isa
+        if self.values_RS.dtype == torch.bfloat16:
+            return 64 if isa == 2 and native.has_bf16 and self.m <= 64 else 0
+        return (0, 8, 128)[isa]
+
+    def call_of(self, tiling: Tiling, activation: str | None) -> _Call:
+        """A call with these tiles; packs what is not packed yet."""
+        packed = self.form(tiling.algorithm, tiling.chunk)
+        weight = Weight(
+            packed.layout,
+            packed.values.data_ptr(),
+            packed.index.data_ptr(),
+            _ACTIVATIONS[activation],
+            _SPLITS[tiling.split],
+            tiling.tile_tokens,
+            tiling.tile_rows,
+        )
+        return _Call(ctypes.addressof(weight), weight, packed)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedWeight:
+    """An N:M weight made ready for the native product; `values` and `offsets` are the canonical form it came from."""
+
+    values: Tensor
+    offsets: Tensor
+    out_features: int
+    in_features: int
+    n: int
+    m: int
+    forms: _Forms = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed forms made so far, the canonical one not counted."""
+        return sum(form.values.nbytes + form.index.nbytes for form in self.forms.packed.values())
+
+
+plan = NativePlan()
+"""The choices every product consults; `tune` adds to it, and NativePlan.load(...) may replace its `choices`."""
+
+_FORMS: MutableMapping[Tensor, _Forms] = WeakTensorKeyDictionary()
+"""What the operator packed, while the tensor of values lives."""
+
+
+def prepare(
+    values_RS: Tensor,
+    offsets_RS: Tensor,
+    out_features: int,
+    in_features: int,
+    n: int,
+    m: int,
+    dtype: torch.dtype | None = None,
+    isa: str | None = None,
+) -> PackedWeight:
+    """Make a compressed weight ready for `linear`.
+
+        W[r, m·⌊s / n⌋ + offsets[r, s]] = values[r, s],    0 elsewhere
+
+    `values_RS` [R, S] float32 or bfloat16 (cast to `dtype` where that is given), `offsets_RS` [R, S] uint8, or uint16
+    where m > 256. `isa` ("portable", "avx2", "avx512") overrides the best one of this machine.
+
+    Raises `ValueError` where shapes, dtypes or offsets do not fit (all of it at once), `RuntimeError` where the
+    library is missing or has no such instruction set.
+    """
+    values_RS = values_RS if dtype is None else values_RS.to(dtype)
+    problems = _problems(values_RS, offsets_RS, out_features, in_features, n, m)
+    if isa is not None and isa not in ISAS:
+        problems.append(f'isa "{isa}": one of {", ".join(ISAS)}')
+    if problems:
+        raise ValueError("a weight for the native product: " + "; ".join(problems))
+    number = -1 if isa is None else ISAS.index(isa)
+    if number > library().best_isa:
+        raise RuntimeError(f"this machine has no {isa}, its best is {ISAS[library().best_isa]}")
+    forms = _Forms(values_RS, offsets_RS, (out_features, in_features), n, m, number)
+    _FORMS[values_RS] = forms
+    return PackedWeight(values_RS, offsets_RS, out_features, in_features, n, m, forms)
+
+
+def _problems(values_RS: Tensor, offsets_RS: Tensor, rows: int, axis: int, n: int, m: int) -> list[str]:
+    if not 1 <= n <= m <= 65536:
+        return [f"the pattern {n}:{m} is none with 1 <= n <= m <= 65536"]
+    tail = axis % m
+    size = (rows, axis // m * n + min(n, tail))
+    wanted = torch.uint8 if m <= 256 else torch.uint16
+    problems = [
+        f"{what} have shape {tuple(tensor.shape)}, [{rows}, {axis}] at {n}:{m} has {size}"
+        for what, tensor in (("values", values_RS), ("offsets", offsets_RS))
+        if tuple(tensor.shape) != size
+    ]
+    if values_RS.dtype not in DTYPES:
+        problems.append(f"values have dtype {values_RS.dtype}; float32 and bfloat16 are taken")
+    if offsets_RS.dtype != wanted:
+        problems.append(f"offsets have dtype {offsets_RS.dtype}, not {wanted}")
+    if any(tensor.device.type != "cpu" for tensor in (values_RS, offsets_RS)):
+        problems.append("values and offsets must lie on the cpu")
+    if not problems and offsets_RS.numel():
+        whole = axis // m * n
+        wide = offsets_RS.to(torch.int32)
+        if bool((wide[:, :whole] >= m).any()) or bool((wide[:, whole:] >= max(tail, 1)).any()):
+            problems.append("an offset lies outside its block")
+    return problems
+
+
+# ---------------------------------------------------------------------------------------------- the product
+def linear(
+    x: Tensor,
+    packed: PackedWeight,
+    bias: Tensor | None = None,
+    activation: Activation | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """y = act(x W^T + b), x [..., K] of any strides, y [..., R] of x's dtype; sums are float32.
+
+    `activation`: "relu", "gelu" (exact), "gelu_tanh", "silu" or None. `out` [..., R] is written and returned where
+    given. Threads are torch's. There is no backward: grad must be off, or x need none.
+
+    Raises `TypeError` where dtypes differ, `ValueError` where shapes or devices do, `RuntimeError` where x needs grad.
+    """
+    if torch.compiler.is_compiling():
+        shape = packed.out_features, packed.in_features
+        y = torch.ops.nmflow.linear(x, packed.values, packed.offsets, bias, *shape, packed.n, packed.m, activation)
+        return cast(Tensor, y) if out is None else out.copy_(y)
+    _check(x, packed.forms, bias, activation)
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        raise RuntimeError("the native product has no backward; use torch.no_grad(), or the reference kernel to train")
+    return _run(x, packed.forms, bias, activation, out)
+
+
+def _check(x: Tensor, forms: _Forms, bias: Tensor | None, activation: str | None) -> None:
+    dtype, (rows, axis) = forms.dtype, forms.shape
+    if x.dtype is not dtype or (bias is not None and bias.dtype is not dtype):
+        others = f"x {x.dtype}" + ("" if bias is None else f", the bias {bias.dtype}")
+        raise TypeError(f"the weight is {dtype}, {others}; cast them")
+    if x.shape[-1:] != (axis,):
+        raise ValueError(f"x has shape {tuple(x.shape)}; its last dimension must be in_features = {axis}")
+    if bias is not None and bias.shape != (rows,):
+        raise ValueError(f"the bias has shape {tuple(bias.shape)}, the weight {rows} outputs")
+    if not x.is_cpu or (bias is not None and not bias.is_cpu):
+        raise ValueError(f"x lies on {x.device}; the native product takes tensors on the cpu")
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f'activation "{activation}": one of {", ".join(get_args(Activation))}, or None')
+
+
+def _run(x: Tensor, forms: _Forms, bias: Tensor | None, activation: str | None, out: Tensor | None) -> Tensor:
+    """`linear` without its checks: at one token every line here is felt."""
+    rows, axis = forms.shape
+    if x.is_contiguous() and axis:
+        tokens, x_stride = x.numel() // axis, axis
+    else:
+        x_TK = x.reshape(x.shape[:-1].numel(), axis)
+        if x_TK.stride(1) != 1:
+            x_TK = x_TK.contiguous()
+        tokens, x_stride = x_TK.shape[0], x_TK.stride(0)
+        shape, x = x.shape, x_TK
+        if out is None:
+            out = x.new_empty((*shape[:-1], rows))
+    if out is None:
+        out, y_stride = x.new_empty((*x.shape[:-1], rows)), rows
+    else:
+        y_stride = _row_stride(out, tokens, rows, x.dtype)
+    if bias is not None and not bias.is_contiguous():
+        bias = bias.contiguous()
+    threads = torch.get_num_threads()
+    call = forms.calls.get(((tokens - 1).bit_length(), threads, activation))
+    if call is None:
+        call = forms.remember(tokens, threads, activation)
+    native = library()
+    status = native.handle.nmflow_linear(
+        call.address,
+        x.data_ptr(),
+        x_stride,
+        None if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+        y_stride,
+        tokens,
+        native.parallel_for,
+    )
+    if status:
+        checked(status, f"the product of {tokens} tokens with a weight [{rows}, {axis}]")
+    return out
+
+
+def _row_stride(out: Tensor, tokens: int, rows: int, dtype: torch.dtype) -> int:
+    if out.dtype is not dtype or not out.is_cpu or out.shape[-1:] != (rows,) or out.numel() != tokens * rows:
+        raise ValueError(f"out is {tuple(out.shape)} of {out.dtype}; {tokens} tokens give [..., {rows}] of {dtype}")
+    if out.is_contiguous():
+        return rows
+    if out.dim() != 2 or out.stride(1) != 1:
+        raise ValueError(f"out has strides {out.stride()}; rows may lie apart, the entries of a row may not")
+    return out.stride(0)
+
+
+def clock() -> Callable[[], float]:
+    """The clock to time a product with: of one thread its own, which other work on the machine cannot move."""
+    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
+def tune(
+    packed: PackedWeight, tokens: int, seconds: float = 0.3, activation: Activation | None = None
+) -> dict[Tiling, float]:
+    """Time the tilings worth trying at `tokens` tokens on torch's present threads and keep the best in `plan`.
+
+    Returns the fastest time of each in seconds. Candidates far behind the best are dropped after one round.
+    Packed forms that only lost candidates used are freed.
+    """
+    forms = packed.forms
+    key = forms.key(tokens, torch.get_num_threads())
+    x = torch.randn(tokens, packed.in_features).to(packed.values.dtype)
+    out = x.new_empty(tokens, packed.out_features)
+    keep = set(forms.packed)
+    best: dict[Tiling, float] = {}
+    native, now = library(), clock()
+
+    def timed(tiling: Tiling, repeats: int) -> float:
+        call = forms.call_of(tiling, activation)
+        run = (call.address, x.data_ptr(), x.stride(0), None, out.data_ptr(), out.stride(0), tokens)
+        times = []
+        for _ in range(repeats + 1):
+            start = now()
+            checked(native.handle.nmflow_linear(*run, native.parallel_for), f"tuning {tiling}")
+            times.append(now() - start)
+        return min(times[1:])
+
+    tilings = candidates(key, forms.rv_reach())
+    for tiling in tilings:
+        best[tiling] = timed(tiling, 2)
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        leader = min(best.values())
+        for tiling in [each for each in tilings if best[each] < 1.15 * leader]:
+            best[tiling] = min(best[tiling], timed(tiling, 3))
+    winner = min(best, key=lambda tiling: best[tiling])
+    plan.choices[key] = winner
+    keep.add((winner.algorithm, winner.chunk))
+    for form in set(forms.packed) - keep:
+        del forms.packed[form]
+    forms.calls.clear()
+    return best
+
+
+# --------------------------------------------------------------------------------------- the torch operator
+_OPERATORS = torch.library.Library("nmflow", "FRAGMENT")  # type: ignore[no-untyped-call]
+_OPERATORS.define(  # type: ignore[no-untyped-call]
+    "linear(Tensor x, Tensor values, Tensor offsets, Tensor? bias, int out_features, int in_features, int n, int m, "
+    "str? activation) -> Tensor"
+)
+
+
+def operator(
+    x: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    in_features: int,
+    n: int,
+    m: int,
+    activation: Activation | None,
+) -> Tensor:
+    """`torch.ops.nmflow.linear`: takes the canonical form, so that an exported program runs on any machine."""
+    if why_not(device="cpu", dtype=x.dtype, m=m) is not None:
+        return activate(reference_linear(x, values, offsets, (out_features, in_features), n, m, bias), activation)
+    forms = _FORMS.get(values)
+    known = ((out_features, in_features), n, m, _versions(values, offsets))
+    if forms is None or (forms.shape, forms.n, forms.m, forms.versions) != known:
+        forms = prepare(values, offsets, out_features, in_features, n, m).forms
+    _check(x, forms, bias, activation)
+    return _run(x, forms, bias, activation, None)
+
+
+def _fake(
+    x: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    in_features: int,
+    n: int,
+    m: int,
+    activation: str | None,
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], out_features))
+
+
+_OPERATORS.impl("linear", operator, "CPU")  # type: ignore[no-untyped-call]
+torch.library.register_fake("nmflow::linear", _fake, lib=_OPERATORS)
+
+
+def activate(y: Tensor, activation: Activation | None) -> Tensor:
+    """The epilogue in plain torch."""
+    if activation is None:
+        return y
+    if activation == "gelu_tanh":
+        return F.gelu(y, approximate="tanh")
+    if activation == "gelu":
+        return F.gelu(y)
+    return F.silu(y) if activation == "silu" else F.relu(y)
+
+
+def _versions(*tensors: Tensor) -> tuple[int, ...]:
+    return tuple(-1 if tensor.is_inference() else tensor._version for tensor in tensors)
+
+
+def _aligned(size: int) -> Tensor:
+    """Bytes at a multiple of 64, as many as a cache line and a vector have."""
+    whole = torch.empty(size + 64, dtype=torch.uint8)
+    skip = -whole.data_ptr() % 64
+    return whole[skip : skip + size]

@@ -1,0 +1,132 @@
+"""Where the native library is found, what it is told, and why it may be missing."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from ctypes import POINTER, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+ISAS = ("portable", "avx2", "avx512")
+"""Instruction sets, the better the higher; the place in the tuple is the library's number for it."""
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+_ABI_VERSION = 1
+_TROUBLE = {1: "a number is out of range", 2: "there is no kernel for this", 3: "no memory for scratch space"}
+
+
+class Layout(ctypes.Structure):
+    """`nmflow_layout` of native/nmflow.h."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("rows", "cols", "n", "m")),
+        *((name, c_int32) for name in ("dtype", "isa", "algorithm", "chunk", "lanes", "index_bytes")),
+        *((name, c_int64) for name in ("kept", "values_size", "index_size")),
+    ]
+
+
+class Weight(ctypes.Structure):
+    """`nmflow_weight` of native/nmflow.h."""
+
+    _fields_ = [
+        ("layout", Layout),
+        *((name, c_void_p) for name in ("values", "index")),
+        *((name, c_int32) for name in ("activation", "split", "tile_tokens", "tile_rows")),
+    ]
+
+
+@dataclass(frozen=True)
+class Library:
+    handle: ctypes.CDLL
+    path: Path
+    best_isa: int
+    has_bf16: bool
+    parallel_for: int | None
+    """Address of libtorch's `torch_parallel_for`; None: every product runs on one thread."""
+
+
+def why_not(**facts: object) -> str | None:
+    """Why the native product cannot run (facts as in `nmflow.ops.registry.Kernel`); None where it can."""
+    if isinstance(_FOUND, str):
+        return _FOUND
+    device, dtype, m = facts.get("device"), facts.get("dtype"), facts.get("m")
+    if device is not None and device != "cpu":
+        return f"it runs on cpu, not on {device}"
+    if dtype is not None and dtype not in DTYPES:
+        return f"it takes float32 and bfloat16, not {dtype}"
+    if isinstance(m, int) and m > 65536:
+        return f"blocks of {m} are wider than 16-bit offsets reach"
+    return None
+
+
+def describe() -> dict[str, object]:
+    """What was found, for people: the file, its best instruction set here, bfloat16, whose threads.
+
+    Raises `RuntimeError` where the library is missing.
+    """
+    found = library()
+    return {
+        "path": str(found.path),
+        "isa": ISAS[found.best_isa],
+        "bf16": found.has_bf16,
+        "threads": "torch" if found.parallel_for else "one (this torch has no torch_parallel_for)",
+    }
+
+
+def library() -> Library:
+    """The loaded library. Raises `RuntimeError` saying why where there is none."""
+    if isinstance(_FOUND, str):
+        raise RuntimeError(_FOUND)
+    return _FOUND
+
+
+def _find() -> Library | str:
+    """The library, or why there is none. `NMFLOW_NATIVE` names the file; else beside the package, else build/."""
+    named = os.environ.get("NMFLOW_NATIVE")
+    package = Path(__file__).parents[1]
+    places = [Path(named)] if named else [*sorted(package.glob("_native*.so")), package.parents[1] / "build/_native.so"]
+    for path in places:
+        if path.is_file():
+            return _open(path)
+    if named:
+        return f"NMFLOW_NATIVE names {named}, which is no file"
+    return "the native library was not built (no compiler at installation?); cmake -S native -B build builds it"
+
+
+def _open(path: Path) -> Library | str:
+    try:
+        handle = ctypes.CDLL(str(path))
+        version = handle.nmflow_abi_version()
+    except (OSError, AttributeError) as error:
+        return f"{path} cannot be loaded: {error}"
+    if version != _ABI_VERSION:
+        return f"{path} has version {version} of the interface, this nmflow speaks {_ABI_VERSION}; build it again"
+    handle.nmflow_layout_init.argtypes = [POINTER(Layout)]
+    handle.nmflow_pack.argtypes = [POINTER(Layout), *[c_void_p] * 5]
+    # The weight as a plain address: the cheapest argument there is, and at one token the call is half the time.
+    handle.nmflow_linear.argtypes = [
+        *(c_void_p, c_void_p, c_int64, c_void_p), *(c_void_p, c_int64, c_int64, c_void_p)
+    ]
+    return Library(handle, path, handle.nmflow_best_isa(), bool(handle.nmflow_has_bf16()), _torch_parallel_for())
+
+
+def _torch_parallel_for() -> int | None:
+    folder = Path(torch.__file__).parent / "lib"
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll"):
+        if (folder / name).is_file():
+            function = getattr(ctypes.CDLL(str(folder / name)), "torch_parallel_for", None)
+            return ctypes.cast(function, c_void_p).value if function is not None else None
+    return None
+
+
+def checked(status: int, what: str) -> None:
+    """Raise `RuntimeError` where the library's `status` is not 0."""
+    if status:
+        raise RuntimeError(f"{what}: {_TROUBLE.get(status, f'status {status}')}")
+
+
+_FOUND = _find()  # at import, so that a compiled graph reads an answer and does not search

@@ -1,0 +1,151 @@
+"""Which native algorithm and which tiles: a rule that is good everywhere, and measured choices that may replace it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+Algorithm = Literal["tb", "rv"]
+Split = Literal["rows", "tokens"]
+
+PLAN_VERSION = 1
+
+
+class Key(NamedTuple):
+    """What a choice of tiles depends on; tokens count by their power of two (`bucket`)."""
+
+    out_features: int
+    in_features: int
+    n: int
+    m: int
+    dtype: str
+    bucket: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How one product is cut; the fields mean what `native/nmflow.h` says of them."""
+
+    algorithm: Algorithm
+    chunk: int
+    """TB: columns of one K-block, a multiple of m. RV: 0, it follows from m."""
+    tile_tokens: int
+    tile_rows: int
+    split: Split = "rows"
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in get_args(Algorithm) or self.split not in get_args(Split):
+            raise ValueError(f"a tiling is {get_args(Algorithm)} by {get_args(Split)}, not {self}")
+        for value in (self.chunk, self.tile_tokens, self.tile_rows):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise ValueError(f"a tiling takes whole numbers, none below 0, not {self}")
+
+
+@dataclass
+class NativePlan:
+    """Tilings that were measured, by `Key`; JSON keeps them between runs.
+
+    >>> plan = NativePlan()
+    >>> plan.choices[Key(8, 8, 1, 4, "float32", 0, 1)] = Tiling("rv", 0, 1, 4)
+    >>> NativePlan.from_json(plan.to_json()) == plan
+    True
+    """
+
+    choices: dict[Key, Tiling] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The plan as text; `from_json` gives it back."""
+        rows = [{**key._asdict(), **asdict(tiling)} for key, tiling in sorted(self.choices.items())]
+        return json.dumps({"format": "nmflow-native-plan", "version": PLAN_VERSION, "choices": rows}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> NativePlan:
+        """Read `to_json`'s text. Raises `ValueError` on anything else."""
+        found = json.loads(text)
+        if not isinstance(found, dict) or found.get("format") != "nmflow-native-plan":
+            raise ValueError("this is no plan of native tilings; write one with NativePlan.save")
+        if found.get("version") != PLAN_VERSION:
+            raise ValueError(f"plan version {found.get('version')!r}, this nmflow reads {PLAN_VERSION}; tune again")
+        return cls(dict(_choice(row) for row in found.get("choices", [])))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan, whole or not at all."""
+        target = Path(path)
+        with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=target.name, delete=False) as file:
+            try:
+                file.write(self.to_json())
+                file.flush()
+                os.fsync(file.fileno())
+            except BaseException:
+                os.unlink(file.name)
+                raise
+        os.replace(file.name, target)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> NativePlan:
+        """Read what `save` wrote. Raises `FileNotFoundError`, or `ValueError` as `from_json` does."""
+        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+
+
+def _choice(row: Any) -> tuple[Key, Tiling]:
+    try:
+        tiling = Tiling(**{name: row[name] for name in Tiling.__dataclass_fields__})
+        key = Key(**{name: row[name] for name in Key._fields})
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"plan: the choice {row!r} lacks or misspells a field ({error})") from None
+    if tiling.tile_tokens < 1 or tiling.tile_rows < 1 or tiling.chunk % key.m:
+        raise ValueError(f"plan: the choice {row!r} has tiles that fit no weight")
+    return key, tiling
+
+
+def bucket(tokens: int) -> int:
+    """Token counts that share a choice: ⌈log2 tokens⌉; 1, 2, 3-4, 5-8, 9-16, ...
+
+    >>> [bucket(tokens) for tokens in (1, 2, 3, 4, 5, 16, 196, 1576)]
+    [0, 1, 2, 2, 3, 4, 8, 11]
+    """
+    return (tokens - 1).bit_length()
+
+
+def default_tiling(key: Key, rv_reach: int) -> Tiling:
+    """The tiling of a weight that was not measured; `rv_reach`: the widest block that RV permutes, 0 for no RV.
+
+    RV needs no transposition of x and wins while tokens are few; TB amortizes its own over many of them.
+    """
+    tokens = 1 << key.bucket
+    if rv_reach and (tokens == 1 or (key.m <= min(rv_reach, 32) and tokens <= 64)):
+        return Tiling("rv", 0, 8, 2) if tokens > 1 else Tiling("rv", 0, 1, 4)
+    return tb_tiling(key.n, key.m, key.in_features, tokens)
+
+
+def tb_tiling(n: int, m: int, in_features: int, tokens: int) -> Tiling:
+    """TB's default: a K-block of x fills most of L1 (28 KiB), wider in columns the fewer of them a row keeps."""
+    sparse = m // n
+    columns, width = (64, 112) if sparse <= 4 else (128, 64) if sparse <= 8 else (256, 48)
+    if sparse > 32:
+        columns, width = 1024, 32
+    chunk = max(1, columns // m) * m
+    return Tiling("tb", min(chunk, -(-in_features // m) * m) or m, min(width, tokens), 256)
+
+
+def candidates(key: Key, rv_reach: int) -> list[Tiling]:
+    """Tilings worth timing for one weight, the default first."""
+    tokens = 1 << key.bucket
+    found = [default_tiling(key, rv_reach)]
+    if rv_reach and key.m <= max(rv_reach, 32 if tokens <= 16 else 0):
+        rows_tokens = [(4, 5), (2, 8), (2, 7)] if tokens > 1 else [(4, 1), (2, 1), (1, 1)]
+        found += [Tiling("rv", 0, each, rows) for rows, each in rows_tokens]
+    if tokens >= 8:
+        for columns in (32, 64, 128, 256, 512, key.in_features):
+            chunk = max(1, columns // key.m) * key.m
+            for width in (16, 32, 48, 64, 80, 112, 128):
+                kib = chunk * min(width, tokens) // 256
+                if chunk > key.in_features + key.m or (kib > 36 and key.m < 64) or width > max(16, tokens):
+                    continue
+                found += [Tiling("tb", chunk, width, rows, split) for rows in (64, 256) for split in ("rows", "tokens")]
+    return list(dict.fromkeys(found))

@@ -1,0 +1,160 @@
+"""The step from W to W~ by the native library: mask, decay and the count of flips in one pass over a CPU weight.
+
+Shape suffixes: R rows, K entries of the reduction axis.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, byref, c_float, c_int32, c_int64, c_void_p
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from nmflow.masks import Remainder, rows_mask
+from nmflow.ops import native_library
+from nmflow.pattern import Pattern
+
+LARGEST_M = 32768
+"""`NMFLOW_PROJECT_LARGEST_M` of native/project.h."""
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_ISAS = {"auto": -1, "portable": 0, "avx2": 1, "avx512": 2}
+_TROUBLE = {
+    1: "a number is out of range",
+    2: "this machine, or this build, lacks the instruction set",
+    3: "torch's threads did not run it",
+}
+
+
+class _Projection(ctypes.Structure):
+    """`nmflow_projection` of native/project.h."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("rows", "cols", "n", "m")),
+        *(("dtype", c_int32), ("isa", c_int32), ("decay", c_float), ("stream", c_int32)),
+        *((name, c_void_p) for name in ("w", "mask", "effective", "cast")),
+        *((name, c_int64) for name in ("w_stride", "mask_stride", "effective_stride", "cast_stride")),
+    ]
+
+
+def why_not(**facts: object) -> str | None:
+    """Why the native projection cannot run; None where it can.
+
+    Facts: `device` (a type such as "cpu"), `dtype`, `m`, and `strides`, those of every tensor of the call.
+    """
+    missing = native_library.why_not() or _why_no_entry()
+    if missing:
+        return missing
+    device, dtype, m, strides = (facts.get(name) for name in ("device", "dtype", "m", "strides"))
+    if device is not None and device != "cpu":
+        return f"it runs on cpu, not on {device}"
+    if dtype is not None and dtype not in _DTYPES:
+        return f"it takes float32, bfloat16 and float16, not {dtype}"
+    if isinstance(m, int) and m > LARGEST_M:
+        return f"blocks of {m} are longer than {LARGEST_M} entries"
+    if isinstance(strides, tuple) and any(stride[-1] != 1 for stride in strides):
+        return "the entries of a row must lie next to each other"
+    return None
+
+
+def project_native(
+    w_RK: Tensor,
+    pattern: Pattern,
+    decay: float,
+    remainder: Remainder,
+    mask_RK: Tensor | None,
+    effective_RK: Tensor | None,
+    cast_RK: Tensor | None = None,
+    isa: str = "auto",
+) -> int:
+    """Write Φ into `mask_RK` and W~ into `effective_RK`; return how many entries of the mask changed.
+
+        W~ = W ⊙ [Φ + D·(1 - Φ)],    D = `decay`
+
+    Bit for bit what `nmflow.ops.projection.project` writes (a NaN may have another payload where D scales it).
+    `mask_RK` is bool, `effective_RK` of W's dtype and may be W itself; either may be None. `cast_RK` takes W~
+    rounded to bfloat16, for a float32 W. `isa` names an instruction set, for tests and benchmarks.
+
+    Raises `ValueError` on tensors that do not fit and where M does not divide K under `remainder="error"`, both
+    before anything is written, and `RuntimeError` where the library is missing or cannot do it.
+    Source: Bambhaniya et al. 2025, section 3.
+    """
+    outputs = {"mask": mask_RK, "effective": effective_RK, "cast": cast_RK}
+    _check(w_RK, pattern, outputs)
+    library = _library()
+    num_rows, axis = w_RK.shape
+    if axis % pattern.m and remainder != "partial":
+        rows_mask(w_RK[:0], pattern, remainder)  # raises where the remainder is refused
+        pattern = Pattern.dense()
+    job = _Projection(
+        rows=num_rows,
+        cols=axis,
+        n=1 if pattern.is_dense else pattern.n,
+        m=1 if pattern.is_dense else pattern.m,
+        dtype=_DTYPES[w_RK.dtype],
+        isa=_ISAS[isa],
+        decay=decay,
+        stream=-1,
+        w=w_RK.data_ptr(),
+        w_stride=w_RK.stride(0),
+    )
+    for name, tensor in outputs.items():
+        if tensor is not None:
+            setattr(job, name, tensor.data_ptr())
+            setattr(job, f"{name}_stride", tensor.stride(0))
+    flips = c_int64()
+    parallel_for = library.parallel_for if torch.get_num_threads() > 1 else None
+    status: int = library.handle.nmflow_project(byref(job), parallel_for, byref(flips))
+    if status:
+        raise RuntimeError(f"projection to {pattern} in {isa}: {_TROUBLE.get(status, f'status {status}')}")
+    for tensor in outputs.values():
+        if tensor is not None and not tensor.is_inference():
+            torch.autograd.graph.increment_version(tensor)  # written behind autograd's back
+    return flips.value
+
+
+def _check(w_RK: Tensor, pattern: Pattern, outputs: dict[str, Tensor | None]) -> None:
+    """Every reason at once why these tensors cannot be projected."""
+    given = {"w": w_RK, **{name: tensor for name, tensor in outputs.items() if tensor is not None}}
+    wanted = {"w": w_RK.dtype, "mask": torch.bool, "effective": w_RK.dtype, "cast": torch.bfloat16}
+    wrong = []
+    if w_RK.dim() != 2:
+        wrong.append(f"w has {w_RK.dim()} dimensions, not [R, K]")
+    if w_RK.dtype not in _DTYPES:
+        wrong.append(f"w is {w_RK.dtype}; float32, bfloat16 and float16 can be projected")
+    if "cast" in given and w_RK.dtype != torch.float32:
+        wrong.append(f"cast is for a float32 w, not for {w_RK.dtype}")
+    if pattern.m > LARGEST_M and not pattern.is_dense:
+        wrong.append(f"{pattern}: blocks are longer than {LARGEST_M} entries")
+    for name, tensor in given.items():
+        if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+            wrong.append(f"{name} is a {tensor.layout} tensor on {tensor.device}, not a strided one on cpu")
+        elif tensor.shape != w_RK.shape:
+            wrong.append(f"{name} has shape {tuple(tensor.shape)}, w {tuple(w_RK.shape)}")
+        elif tensor.dtype != wanted[name]:
+            wrong.append(f"{name} is {tensor.dtype}, not {wanted[name]}")
+        elif tensor.dim() == 2 and tensor.shape[1] > 1 and tensor.stride(1) != 1:
+            wrong.append(f"{name}: the entries of a row are {tensor.stride(1)} apart; use contiguous rows")
+        elif name != "w" and tensor.dim() == 2 and tensor.shape[0] > 1 and tensor.stride(0) < tensor.shape[1]:
+            wrong.append(f"rows of {name} overlap: they are {tensor.stride(0)} apart and {tensor.shape[1]} long")
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
+@cache
+def _library() -> native_library.Library:
+    library = native_library.library()
+    missing = _why_no_entry()
+    if missing:
+        raise RuntimeError(missing)
+    library.handle.nmflow_project.argtypes = [POINTER(_Projection), c_void_p, POINTER(c_int64)]
+    return library
+
+
+def _why_no_entry() -> str | None:
+    library = native_library.library()
+    if hasattr(library.handle, "nmflow_project"):
+        return None
+    return f"{library.path} was built without the projection; build it again"

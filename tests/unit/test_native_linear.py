@@ -1,0 +1,375 @@
+"""The native product agrees with a dense one in float64 of the same rounded weights, on every instruction set here.
+
+The oracle writes the dense weight entry by entry and multiplies in float64; it shares nothing with the packing.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from nmflow.ops import native
+from nmflow.ops.native_plan import Key, NativePlan, Tiling, bucket, candidates, default_tiling
+
+missing = native.why_not()
+pytestmark = pytest.mark.skipif(missing is not None, reason=f"native library: {missing}")
+
+HERE = () if missing else native.ISAS[: native.ISAS.index(str(native.describe()["isa"])) + 1]
+PATTERNS = [(2, 4), (1, 4), (1, 8), (1, 16), (1, 32), (1, 64), (1, 128), (3, 5), (4, 16), (16, 128), (2, 300), (5, 5)]
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-3}
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+# ----------------------------------------------------------------------------------------------- oracle
+def weight(rows: int, axis: int, n: int, m: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, offsets and the dense float64 weight, placed entry by entry."""
+    chance = random.Random(seed)
+    kept = axis // m * n + min(n, axis % m)
+    values = torch.randn(rows, kept, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    offsets, dense = [], torch.zeros(rows, axis, dtype=torch.float64)
+    exact = values.double().tolist()
+    for r in range(rows):
+        line: list[int] = []
+        for start in range(0, axis, m):
+            size = min(m, axis - start)
+            for offset in sorted(chance.sample(range(size), min(n, size))):
+                dense[r, start + offset] = exact[r][len(line)]
+                line.append(offset)
+        offsets.append(line)
+    packed = torch.tensor(offsets, dtype=torch.int64).reshape(rows, kept)
+    return values, packed.to(torch.uint8 if m <= 256 else torch.uint16), dense
+
+
+def gap(y: Tensor, expected: Tensor) -> float:
+    """Largest error over the largest expected entry; infinite where anything is not finite."""
+    if not y.numel():
+        return 0.0
+    error = ((y.double() - expected).abs().max() / expected.abs().max().clamp(min=1e-30)).item()
+    return error if math.isfinite(error) else math.inf
+
+
+def poisoned(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.full(shape, math.nan, dtype=dtype)
+
+
+@pytest.fixture(autouse=True)
+def fresh_plan() -> Iterator[None]:
+    before = dict(native.plan.choices)
+    yield
+    native.plan.choices.clear()
+    native.plan.choices.update(before)
+
+
+def choose(packed: native.PackedWeight, tokens: int, tiling: Tiling) -> None:
+    """Have the next products of this weight at this token count done with these tiles."""
+    native.plan.choices[packed.forms.key(tokens, torch.get_num_threads())] = tiling
+    packed.forms.calls.clear()
+
+
+# ---------------------------------------------------------------------------------------------- products
+@pytest.mark.parametrize("isa", HERE)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(("n", "m"), PATTERNS)
+def test_every_tiling_agrees_with_the_dense_product(isa: str, dtype: torch.dtype, n: int, m: int, threads: int) -> None:
+    for rows, axis in ((48, max(64, m)), (37, 131)):
+        values, offsets, dense = weight(rows, axis, n, m, dtype)
+        packed = native.prepare(values, offsets, rows, axis, n, m, isa=isa)
+        bias = torch.randn(rows).to(dtype)
+        for tokens in (1, 19):
+            x = torch.randn(tokens, axis).to(dtype)
+            expected = x.double() @ dense.T + bias.double()
+            tilings = candidates(packed.forms.key(tokens, threads), packed.forms.rv_reach())
+            assert tokens == 1 or {tiling.split for tiling in tilings} == {"rows", "tokens"}
+            for tiling in tilings if tokens == 1 else tilings[threads :: 2 if len(tilings) < 20 else 5]:
+                choose(packed, tokens, tiling)
+                y = poisoned(tokens, rows, dtype=dtype)
+                assert native.linear(x, packed, bias, out=y) is y
+                assert gap(y, expected) <= TOLERANCE[dtype], (rows, axis, tokens, tiling)
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_any_shape_pattern_and_stride(data: st.DataObject) -> None:
+    draw = data.draw
+    rows, axis = draw(st.integers(1, 70)), draw(st.integers(1, 300))
+    m = draw(st.integers(1, 320))
+    n = draw(st.integers(1, m))
+    tokens, dtype = draw(st.integers(1, 40)), draw(st.sampled_from(list(TOLERANCE)))
+    values, offsets, dense = weight(rows, axis, n, m, dtype, draw(st.integers(0, 9)))
+    packed = native.prepare(values, offsets, rows, axis, n, m, isa=draw(st.sampled_from(HERE)))
+    wide = torch.randn(tokens, axis + draw(st.integers(0, 5))).to(dtype)
+    # NaN beside every row of x, and room beside every row of y: neither may be touched.
+    wide[:, axis:] = math.nan
+    x = wide[:, :axis]
+    room = poisoned(tokens + 1, rows + draw(st.integers(0, 5)), dtype=dtype)
+    native.linear(x, packed, out=room[:tokens, :rows])
+    expected = x.double() @ dense.T
+    assert gap(room[:tokens, :rows], expected) <= TOLERANCE[dtype]
+    assert room[tokens:].isnan().all()
+    assert room[:, rows:].isnan().all()
+
+
+@pytest.mark.parametrize("isa", HERE)
+@pytest.mark.parametrize("shape", [(24,), (2, 3, 24), (0, 24), (3, 0, 24), (1, 24)])
+def test_leading_dimensions(isa: str, shape: tuple[int, ...]) -> None:
+    values, offsets, dense = weight(10, 24, 1, 8, torch.float32)
+    packed = native.prepare(values, offsets, 10, 24, 1, 8, isa=isa)
+    x = torch.randn(shape)
+    y = native.linear(x, packed)
+    assert y.shape == (*shape[:-1], 10)
+    assert gap(y, x.double() @ dense.T) <= 1e-5
+
+
+def test_strides_that_no_kernel_takes_are_copied() -> None:
+    values, offsets, dense = weight(10, 24, 1, 8, torch.float32)
+    packed = native.prepare(values, offsets, 10, 24, 1, 8)
+    swapped = torch.randn(4, 3, 24).transpose(0, 1)
+    for x in (torch.randn(24, 6).T, torch.randn(6, 48)[:, ::2], swapped, torch.randn(24).expand(5, 24)):
+        assert gap(native.linear(x, packed), x.double() @ dense.T) <= 1e-5
+
+
+@pytest.mark.parametrize("isa", HERE)
+def test_weights_without_rows_or_columns(isa: str) -> None:
+    none = torch.empty(0, 6), torch.empty(0, 6, dtype=torch.uint8)
+    assert native.linear(torch.randn(3, 24), native.prepare(*none, 0, 24, 1, 4, isa=isa)).shape == (3, 0)
+    empty = torch.empty(7, 0), torch.empty(7, 0, dtype=torch.uint8)
+    bias = torch.randn(7)
+    for tokens in (1, 30):
+        y = native.linear(torch.empty(tokens, 0), native.prepare(*empty, 7, 0, 1, 4, isa=isa), bias)
+        assert torch.equal(y, bias.expand(tokens, 7))
+
+
+@pytest.mark.parametrize("isa", HERE)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("tokens", [1, 5, 200])
+@pytest.mark.parametrize(
+    ("activation", "function"),
+    [
+        ("relu", F.relu),
+        ("gelu", F.gelu),
+        ("gelu_tanh", lambda y: F.gelu(y, approximate="tanh")),
+        ("silu", F.silu),
+    ],
+)
+def test_activations(isa: str, dtype: torch.dtype, tokens: int, activation: native.Activation, function) -> None:
+    values, offsets, dense = weight(33, 40, 2, 4, dtype)
+    packed = native.prepare(values, offsets, 33, 40, 2, 4, isa=isa)
+    x, bias = torch.randn(tokens, 40).to(dtype), torch.randn(33).to(dtype)
+    expected = function(x.double() @ dense.T + bias.double())
+    assert gap(native.linear(x, packed, bias, activation), expected) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("isa", HERE)
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu"])
+def test_activations_from_end_to_end(isa: str, activation: native.Activation) -> None:
+    """Weight 1:1 of size 1: y is the activation of x alone."""
+    packed = native.prepare(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.uint8), 1, 1, 1, 1, isa=isa)
+    x = torch.cat([torch.linspace(-30, 30, 4001), torch.tensor([-1e4, -100.0, -0.0, 0.0, 100.0, 1e4])])[:, None]
+    for tokens in (1, len(x)):
+        y = torch.cat([native.linear(part, packed, None, activation) for part in x.split(tokens)])
+        error = (y.double() - native.activate(x.double(), activation)).abs()
+        assert (error <= 3e-7 * (1 + x.abs())).all()
+
+
+def test_nan_and_infinity_reach_only_their_own_outputs() -> None:
+    values, offsets, dense = weight(20, 64, 1, 8, torch.float32)
+    x = torch.randn(30, 64)
+    x[3, 5], x[9, 7] = math.nan, math.inf
+    y = native.linear(x, native.prepare(values, offsets, 20, 64, 1, 8))
+    touched = torch.zeros(30, 20, dtype=torch.bool)
+    touched[3], touched[9] = dense[:, 5] != 0, dense[:, 7] != 0
+    assert touched.any()
+    assert torch.equal(~y.isfinite(), touched)
+
+
+def test_bfloat16_outputs_round_to_nearest_even(threads: int) -> None:
+    packed = native.prepare(
+        torch.ones(40, 2, dtype=torch.bfloat16), torch.tensor([[0, 1]] * 40, dtype=torch.uint8), 40, 2, 2, 2
+    )
+    ulp = 2.0**-7
+    x = torch.tensor([[1.0, ulp / 2], [1.0, 1.5 * ulp], [1.0, 0.75 * ulp], [-1.0, -ulp / 2]]).bfloat16()
+    expected = torch.tensor([1.0, 1 + 2 * ulp, 1 + ulp, -1.0]).bfloat16()
+    for copies in (1, 60):
+        y = native.linear(x.repeat(copies, 1), packed)
+        assert torch.equal(y, expected.repeat(copies)[:, None].expand(-1, 40))
+
+
+# ---------------------------------------------------------------------------------------------- refusals
+def test_problems_of_a_weight_are_collected() -> None:
+    with pytest.raises(ValueError, match=r"values have shape \(3, 2\).*offsets have dtype torch.int64"):
+        native.prepare(torch.ones(3, 2), torch.zeros(3, 4, dtype=torch.int64), 3, 16, 1, 4)
+    with pytest.raises(ValueError, match=r"values have dtype torch\.float64"):
+        native.prepare(torch.ones(3, 4).double(), torch.zeros(3, 4, dtype=torch.uint8), 3, 16, 1, 4)
+    with pytest.raises(ValueError, match="pattern 5:4"):
+        native.prepare(torch.ones(3, 4), torch.zeros(3, 4, dtype=torch.uint8), 3, 16, 5, 4)
+
+
+@pytest.mark.parametrize(("at", "offset"), [((0, 0), 4), ((2, 3), 255), ((1, 4), 2)])
+def test_an_offset_outside_its_block_never_reaches_a_kernel(at: tuple[int, int], offset: int) -> None:
+    offsets = torch.zeros(3, 5, dtype=torch.uint8)
+    native.prepare(torch.ones(3, 5), offsets, 3, 18, 1, 4)  # four whole blocks and one of two
+    offsets[at] = offset
+    with pytest.raises(ValueError, match="outside its block"):
+        native.prepare(torch.ones(3, 5), offsets, 3, 18, 1, 4)
+
+
+def test_calls_that_do_not_fit_are_refused() -> None:
+    packed = native.prepare(torch.ones(3, 4), torch.zeros(3, 4, dtype=torch.uint8), 3, 16, 1, 4)
+    x = torch.ones(2, 16)
+    with pytest.raises(ValueError, match="in_features = 16"):
+        native.linear(torch.ones(2, 15), packed)
+    with pytest.raises(ValueError, match="in_features = 16"):
+        native.linear(torch.tensor(1.0), packed)
+    with pytest.raises(TypeError, match="bfloat16"):
+        native.linear(x.bfloat16(), packed)
+    with pytest.raises(TypeError, match="bias"):
+        native.linear(x, packed, torch.ones(3).double())
+    with pytest.raises(ValueError, match="bias has shape"):
+        native.linear(x, packed, torch.ones(4))
+    with pytest.raises(ValueError, match="activation"):
+        native.linear(x, packed, None, "tanh")  # type: ignore[arg-type]
+    for out in (torch.ones(2, 4), torch.ones(3, 3), torch.ones(2, 3).double(), torch.ones(3, 2).T):
+        with pytest.raises(ValueError, match="out "):
+            native.linear(x, packed, out=out)
+    with torch.enable_grad(), pytest.raises(RuntimeError, match="no backward"):
+        native.linear(x.requires_grad_(), packed)
+
+
+def test_the_operator_refuses_what_would_read_beyond_x() -> None:
+    layer = Layer()
+    with pytest.raises(ValueError, match="in_features = 32"):
+        layer(torch.ones(3, 31))
+    with pytest.raises(ValueError, match="values have shape"):
+        torch.ops.nmflow.linear(torch.ones(3, 64), layer.values, layer.offsets, None, 20, 64, 1, 8, None)
+    layer(torch.ones(3, 32))
+    with pytest.raises(ValueError, match="values have shape"):
+        torch.ops.nmflow.linear(torch.ones(3, 64), layer.values, layer.offsets, None, 20, 64, 1, 8, None)
+
+
+def test_what_does_not_run_here_says_so() -> None:
+    assert native.why_not(device="cpu", dtype=torch.float32, shape=(4, 4), n=1, m=4, tokens=1) is None
+    assert "cuda" in str(native.why_not(device="cuda"))
+    assert "float16" in str(native.why_not(dtype=torch.float16))
+    assert "65537" in str(native.why_not(m=65537))
+
+
+# ------------------------------------------------------------------------------------ compile and export
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        values, offsets, self.dense = weight(20, 32, 1, 8, torch.float32)
+        self.register_buffer("values", values)
+        self.register_buffer("offsets", offsets)
+        self.bias = nn.Parameter(torch.randn(20), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.nmflow.linear(x, self.values, self.offsets, self.bias, 20, 32, 1, 8, "gelu")
+
+    def expected(self, x: Tensor) -> Tensor:
+        return F.gelu(x.double() @ self.dense.T + self.bias.double())
+
+
+def test_the_operator_is_what_torch_wants_of_one() -> None:
+    layer, x = Layer(), torch.randn(3, 2, 32)
+    arguments = (x, layer.values, layer.offsets, layer.bias, 20, 32, 1, 8, "relu")
+    torch.library.opcheck(torch.ops.nmflow.linear.default, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_export_passes_through() -> None:
+    layer, x = Layer(), torch.randn(3, 32)
+    exported = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim("tokens", min=2)},))
+    assert any(node.target is torch.ops.nmflow.linear.default for node in exported.graph.nodes)
+    for tokens in (3, 50):
+        x = torch.randn(tokens, 32)
+        assert gap(exported.module()(x), layer.expected(x)) <= 1e-5
+
+
+def test_compile_passes_through_without_a_break() -> None:
+    layer = Layer()
+    packed = native.prepare(layer.values, layer.offsets, 20, 32, 1, 8)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def both(x: Tensor) -> tuple[Tensor, Tensor]:
+        return layer(x), native.linear(x * 1, packed, layer.bias, "gelu")
+
+    x = torch.randn(5, 32)
+    for y in both(x):
+        assert gap(y, layer.expected(x)) <= 1e-5
+
+
+def test_the_operator_sees_a_weight_that_was_changed_in_place() -> None:
+    layer, x = Layer(), torch.randn(3, 32)
+    before = layer(x)
+    layer.values.mul_(0.0)
+    assert not torch.equal(before, layer(x))
+    assert torch.allclose(layer(x), F.gelu(layer.bias).expand(3, 20), atol=1e-6)
+
+
+# --------------------------------------------------------------------------------------------- the plan
+def test_tuning_keeps_a_choice_that_is_used_and_right(threads: int) -> None:
+    values, offsets, dense = weight(64, 64, 1, 8, torch.float32)
+    packed = native.prepare(values, offsets, 64, 64, 1, 8)
+    times = native.tune(packed, 20, seconds=0.01)
+    key = Key(64, 64, 1, 8, "float32", bucket(20), threads)
+    assert native.plan.choices[key] == min(times, key=lambda tiling: times[tiling])
+    assert packed.forms.tiling(17, threads) == native.plan.choices[key]
+    x = torch.randn(20, 64)
+    assert gap(native.linear(x, packed), x.double() @ dense.T) <= 1e-5
+
+
+def test_a_plan_survives_its_file(tmp_path: Path) -> None:
+    plan = NativePlan({Key(8, 16, 2, 4, "bfloat16", 3, 2): Tiling("tb", 64, 32, 64, "tokens")})
+    plan.save(tmp_path / "plan.json")
+    assert NativePlan.load(tmp_path / "plan.json") == plan
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"version": 1', '"version": 9'),
+        ("native-plan", "recipe"),
+        ('"tb"', '"qr"'),
+        ('"chunk": 64', '"chunk": 63'),
+        ('"chunk": 64', '"chunk": "64"'),
+        ('"tile_rows": 64', '"tile_rows": 0'),
+        ('"m": 4', '"q": 4'),
+    ],
+)
+def test_a_plan_that_is_none_is_refused(old: str, new: str) -> None:
+    text = NativePlan({Key(8, 16, 2, 4, "bfloat16", 3, 2): Tiling("tb", 64, 32, 64, "tokens")}).to_json()
+    assert old in text
+    with pytest.raises(ValueError, match=r"plan|tiling"):
+        NativePlan.from_json(text.replace(old, new))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 5000), st.integers(1, 400), st.integers(1, 3000), st.sampled_from([0, 8, 128]))
+def test_every_tiling_offered_fits_its_weight(axis: int, m: int, tokens: int, reach: int) -> None:
+    key = Key(64, axis, max(1, m // 8), m, "float32", bucket(tokens), 2)
+    for tiling in [default_tiling(key, reach), *candidates(key, reach)]:
+        assert tiling.algorithm == "rv" or (tiling.chunk >= m and tiling.chunk % m == 0)
+        assert tiling.algorithm == "tb" or reach
+        assert min(tiling.tile_tokens, tiling.tile_rows) >= 1

@@ -1,0 +1,280 @@
+"""The native projection against a stable sort, block by block, and against the bits it must leave alone.
+
+The oracle sorts the magnitudes of one block at a time in float64, where every magnitude is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from nmflow.masks import REMAINDERS
+from nmflow.ops import native_library
+from nmflow.ops.native_project import LARGEST_M, project_native, why_not
+from nmflow.pattern import Pattern
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"no native projection: {why_not()}")
+
+BEST = 0 if why_not() else native_library.library().best_isa
+ISAS = native_library.ISAS[: BEST + 1]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+NAN, INF = float("nan"), float("inf")
+
+# Every method of native/project_select.hpp, in the widths of every instruction set.
+PATTERNS = [
+    *("1:2", "1:4", "2:4", "3:4", "1:8", "4:8", "7:8", "1:16", "4:16", "8:16", "15:16"),
+    *("1:32", "4:32", "1:48", "8:64", "1:128", "16:128", "64:128", "127:128"),
+    *("1:3", "3:5", "5:7", "2:6", "9:19", "17:33", "20:40", "30:48", "31:47", "40:47", "100:300", "6:6", "dense"),
+]
+
+
+# ---------------------------------------------------------------------------------------------- oracle and data
+def survivors(w_RK: Tensor, n: int, m: int) -> Tensor:
+    """Φ by a stable descending sort of every block; a short last block is a block."""
+    blocks = w_RK.double().abs().split(m, dim=1)
+    kept = [block.sort(dim=1, descending=True, stable=True).indices[:, :n] for block in blocks]
+    pairs = zip(blocks, kept, strict=True)
+    return torch.cat([torch.zeros_like(block).bool().scatter(1, index, True) for block, index in pairs], dim=1)
+
+
+def weights(kind: str, rows: int, axis: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    """`random`, `tied` (a handful of values, both signs, both zeros) or `special` (NaN, inf, denormals, zeros too)."""
+    generator = torch.Generator().manual_seed(seed)
+    w = torch.randn(rows, axis, generator=generator)
+    if kind == "tied":
+        w = w.round()
+    if kind == "special":
+        tiny = float(torch.finfo(dtype).smallest_normal) / 3
+        table = torch.tensor([NAN, -NAN, INF, -INF, 0.0, -0.0, tiny, -tiny, 2 * tiny])
+        pick = torch.randint(0, 18, (rows, axis), generator=generator)
+        w = torch.where(pick < 9, table.to(dtype).float()[pick % 9], w)
+    return w.to(dtype)
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal to the bit, but that one NaN is as good as another."""
+    nan = a.isnan() & b.isnan()
+    return bool((nan | (a.contiguous().view(BITS[a.dtype]) == b.contiguous().view(BITS[b.dtype]))).all())
+
+
+def check(w_RK: Tensor, pattern: str, decay: float, isa: str = "auto") -> None:
+    """Projects into poisoned outputs and compares mask, flips and W~ with the oracle."""
+    form = Pattern.parse(pattern)
+    keep = survivors(w_RK, form.n, form.m)
+    before = torch.rand(w_RK.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    mask, effective = before.clone(), torch.full_like(w_RK, NAN)
+    flips = project_native(w_RK, form, decay, "partial", mask, effective, isa=isa)
+    assert torch.equal(mask, keep), f"mask of {pattern}"
+    assert torch.equal(mask.view(torch.uint8), keep.view(torch.uint8))      # True is 1, not merely non-zero
+    assert flips == int((before != keep).sum())
+    assert torch.equal(effective[keep].view(BITS[w_RK.dtype]), w_RK[keep].view(BITS[w_RK.dtype]))
+    assert same_bits(effective[~keep], w_RK[~keep] * decay if decay else torch.zeros_like(w_RK[~keep]))
+
+
+@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+# ------------------------------------------------------------------------------------------------ exactness
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_it_is_the_stable_sort(pattern: str, isa: str, dtype: torch.dtype) -> None:
+    m = Pattern.parse(pattern).m
+    for kind, decay in [("random", 0.37), ("tied", 0.0), ("special", 0.0), ("special", 0.37), ("tied", 1.0)]:
+        for axis in (32 * m if m <= 32 else 18 * m, 5 * m + m // 2 + 1):    # full vectors; a short last block
+            check(weights(kind, 2, axis, dtype), pattern, decay, isa)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    rows=st.integers(1, 4),
+    axis=st.integers(1, 300),
+    nm=st.integers(1, 140).flatmap(lambda m: st.tuples(st.integers(1, m), st.just(m))),
+    kind=st.sampled_from(["random", "tied", "special"]),
+    dtype=st.sampled_from(DTYPES),
+    decay=st.sampled_from([0.0, 0.37, 1.0]),
+    isa=st.sampled_from(ISAS),
+    gap=st.integers(0, 9),
+    seed=st.integers(0, 99),
+)
+def test_any_shape_pattern_and_stride(
+    rows: int,
+    axis: int,
+    nm: tuple[int, int],
+    kind: str,
+    dtype: torch.dtype,
+    decay: float,
+    isa: str,
+    gap: int,
+    seed: int,
+) -> None:
+    wide = weights(kind, rows, axis + gap, dtype, seed)
+    check(wide[:, gap // 2 : gap // 2 + axis], f"{nm[0]}:{nm[1]}", decay, isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_longest_block_and_one_longer_than_the_axis(isa: str) -> None:
+    check(weights("random", 1, LARGEST_M + 100, torch.float32), f"{LARGEST_M // 2}:{LARGEST_M}", 0.0, isa)
+    check(weights("tied", 1, LARGEST_M - 1, torch.bfloat16), f"9:{LARGEST_M}", 0.0, isa)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("isa", ISAS)
+def test_nan_payloads_and_signs_do_not_rank(isa: str, dtype: torch.dtype) -> None:
+    top = {torch.float32: 0x7F800000, torch.bfloat16: 0x7F80, torch.float16: 0x7C00}[dtype]
+    sign = -(2**31) if dtype == torch.float32 else -(2**15)
+    rising = [top + 1, top + 3 + sign, top + 5, top, top + 7]               # the fourth is infinity
+    for pattern in ("1:5", "2:5", "3:5", "4:5"):
+        w = torch.tensor([rising * 32], dtype=BITS[dtype]).view(dtype)
+        check(w, pattern, 0.0, isa)
+    for m in (4, 8, 16, 32, 64, 128):
+        for n in {1, 2, m // 2, m - 1}:
+            block = torch.arange(m) % 60 + top + 1
+            check(block.repeat(48).view(1, -1).to(BITS[dtype]).view(dtype), f"{n}:{m}", 0.0, isa)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("isa", ISAS)
+def test_decay_rounds_every_sixteen_bit_number(isa: str, dtype: torch.dtype) -> None:
+    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+    blocks = torch.stack([torch.full_like(numbers, NAN), numbers], dim=1)   # the NaN is kept, the number pruned
+    check(blocks.reshape(-1, 32), "1:2", 0.37, isa)                         # rows joined: by vectors
+    check(blocks.reshape(-1, 32), "1:2", 0.37, isa)                         # joined rows
+    check(torch.nn.functional.pad(blocks.reshape(-1, 32), (0, 1))[:, :32], "1:2", 0.37, isa)  # one by one
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("pattern", ["2:4", "1:8", "1:128", "16:128"])
+def test_equal_magnitudes_keep_the_lowest_index(pattern: str, isa: str) -> None:
+    n, m = map(int, pattern.split(":"))
+    mask = torch.zeros(3, 2 * m, dtype=torch.bool)
+    w = torch.tensor([1.0, -1.0]).repeat(3, m)
+    project_native(w, Pattern(n, m), 0.0, "error", mask, torch.empty_like(w), isa=isa)
+    assert torch.equal(mask, (torch.arange(2 * m) % m < n).expand(3, -1))
+
+
+# ---------------------------------------------------------------------------------------------- outputs
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nothing_beside_the_outputs_is_written(dtype: torch.dtype, isa: str) -> None:
+    for axis in (1, 63, 64, 65, 127, 200):
+        frame = torch.full((5, axis + 140), 7.0, dtype=dtype)
+        mask_frame = torch.full(frame.shape, 7, dtype=torch.uint8)
+        inside = (slice(1, 4), slice(70, 70 + axis))
+        w = weights("random", 3, axis, dtype)
+        mask, effective = mask_frame.view(torch.bool)[inside], frame[inside]
+        project_native(w, Pattern(2, 4), 0.0, "partial", mask, effective, isa=isa)
+        keep = survivors(w, 2, 4)
+        assert torch.equal(mask, keep)
+        assert torch.equal(effective, w * keep)
+        effective.fill_(7.0)
+        mask_frame[inside] = 7
+        assert bool((frame == 7).all())
+        assert bool((mask_frame == 7).all())
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_outputs_that_leave_the_caches(isa: str, threads: int) -> None:
+    w = weights("random", 300, 12288, torch.float32)                        # 33 MB with the outputs: streamed
+    blocks = w.view(-1, 8).abs()
+    keep = (blocks[:, :, None] < blocks[:, None, :]).sum(2).lt(2).view_as(w)  # fewer than two are larger; no ties here
+    mask, effective = torch.ones_like(keep), torch.full_like(w, NAN)
+    flips = project_native(w, Pattern(2, 8), 0.5, "error", mask, effective, isa=isa)
+    assert torch.equal(mask, keep)
+    assert torch.equal(effective, torch.where(keep, w, w * 0.5))
+    assert flips == int((~keep).sum())
+    assert project_native(w, Pattern(2, 8), 0.5, "error", mask, effective, isa=isa) == 0
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "3:7", "20:40"])
+def test_threads_share_the_rows(pattern: str, threads: int) -> None:
+    check(weights("random", 190, 501, torch.float32), pattern, 0.37)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_bfloat16_copy(isa: str) -> None:
+    w = weights("special", 3, 333, torch.float32)
+    effective, cast = torch.empty_like(w), torch.empty(w.shape, dtype=torch.bfloat16)
+    project_native(w, Pattern(2, 4), 0.37, "partial", None, effective, cast, isa=isa)
+    assert same_bits(cast, effective.bfloat16())
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_weight_may_be_its_own_output(isa: str) -> None:
+    w = weights("random", 4, 500, torch.float32)
+    expected = w * survivors(w, 4, 16)
+    mask = torch.zeros(w.shape, dtype=torch.bool)
+    project_native(w, Pattern(4, 16), 0.0, "partial", mask, w, isa=isa)
+    assert torch.equal(w, expected)
+
+
+def test_each_output_may_be_left_out() -> None:
+    w = weights("random", 4, 96, torch.float32)
+    keep, mask, effective = survivors(w, 1, 8), torch.zeros(w.shape, dtype=torch.bool), torch.empty_like(w)
+    assert project_native(w, Pattern(1, 8), 0.0, "error", mask, None) == int(keep.sum())
+    assert project_native(w, Pattern(1, 8), 0.0, "error", None, effective) == 0
+    assert torch.equal(mask, keep)
+    assert torch.equal(effective, w * keep)
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (3, 0), (0, 0)])
+def test_empty(shape: tuple[int, int]) -> None:
+    w = torch.empty(shape)
+    assert project_native(w, Pattern(1, 4), 0.0, "error", torch.empty(shape, dtype=torch.bool), w.clone()) == 0
+
+
+def test_autograd_sees_that_the_outputs_were_written() -> None:
+    w, mask, effective = torch.ones(2, 8), torch.zeros(2, 8, dtype=torch.bool), torch.zeros(2, 8)
+    versions = w._version, mask._version, effective._version
+    project_native(w, Pattern(1, 4), 0.0, "error", mask, effective)
+    assert w._version == versions[0]
+    assert mask._version > versions[1]
+    assert effective._version > versions[2]
+
+
+# ------------------------------------------------------------------------------------------------ refusals
+def test_the_remainder_is_the_mask_functions() -> None:
+    assert REMAINDERS == ("error", "partial", "skip")
+    w, mask, effective = torch.randn(2, 9), torch.zeros(2, 9, dtype=torch.bool), torch.full((2, 9), 7.0)
+    with pytest.raises(ValueError, match="9 entries, 4 does not divide it"):
+        project_native(w, Pattern(2, 4), 0.0, "error", mask, effective)
+    assert bool((effective == 7).all())
+    assert project_native(w, Pattern(2, 4), 0.0, "skip", mask, effective) == 18
+    assert bool(mask.all())
+    assert torch.equal(effective, w)
+
+
+def test_every_misfit_is_named_before_anything_is_written() -> None:
+    w, mask = torch.randn(4, 8), torch.full((4, 8), False)
+    with pytest.raises(ValueError, match=r"mask is torch.uint8.*effective has shape \(4, 4\).*cast is torch.float16"):
+        project_native(w, Pattern(2, 4), 0.0, "error", mask.byte(), w[:, ::2].clone(), w.half())
+    with pytest.raises(ValueError, match="mask: the entries of a row are 4 apart"):
+        project_native(w, Pattern(2, 4), 0.0, "error", torch.zeros(8, 4, dtype=torch.bool).t(), w.clone())
+    with pytest.raises(ValueError, match=r"w is torch\.float64"):
+        project_native(w.double(), Pattern(2, 4), 0.0, "error", mask, w.double())
+    with pytest.raises(ValueError, match=r"w has 1 dimensions"):
+        project_native(w[0], Pattern(2, 4), 0.0, "error", mask[0], w[0].clone())
+    with pytest.raises(ValueError, match="longer than 32768"):
+        project_native(w, Pattern(1, LARGEST_M + 1), 0.0, "partial", mask, w.clone())
+    with pytest.raises(ValueError, match="cast is for a float32 w"):
+        project_native(w.bfloat16(), Pattern(2, 4), 0.0, "error", None, None, w.bfloat16())
+    with pytest.raises(ValueError, match="rows of effective overlap"):
+        project_native(w, Pattern(2, 4), 0.0, "error", mask, torch.empty(8).expand(4, 8))
+    assert not mask.any()
+
+
+def test_why_not_answers_with_a_reason() -> None:
+    assert why_not(device="cpu", dtype=torch.float16, m=128, strides=((64, 1), (99, 1))) is None
+    for facts in ({"device": "cuda"}, {"dtype": torch.float64}, {"m": LARGEST_M + 1}, {"strides": ((1, 64),)}):
+        assert why_not(**facts)
