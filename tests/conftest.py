@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the suite has a process a core already
+
 from pathlib import Path
 
 import pytest
