@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -300,6 +301,8 @@ def _read_recipe(text: str, options: Iterable[str]) -> Recipe:
 
 
 def _answer(lines: Iterable[str], facts: dict[str, Any], as_json: bool) -> None:
+    if os.environ.get("RANK", "0") != "0":  # one of several processes of a launcher: the first one answers
+        return
     if as_json:
         _print_json(facts)
     else:

@@ -30,6 +30,8 @@ SETTINGS: dict[str, Any] = {
     "checkpoint_every": 5,
     "baseline": False,
 }
+GENTLE = {"lr": 0.01, "eps": 1e-3}
+"""An optimizer for runs that are compared: with a small eps AdamW makes large steps of rounding errors."""
 SOURCE = Path(__file__).parents[2] / "src"
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from small_runs import MODEL, assert_same_bits, one_run, small, start, weights
+from small_runs import GENTLE, MODEL, assert_same_bits, one_run, small, start, weights
 
 from nmflow.models import build_model
 from nmflow.report.folder import RunFolder, read_metrics
@@ -29,9 +29,6 @@ from nmflow.train.loop import DivergedError, evaluate, prepare, take_step
 from nmflow.train.run import reproduce_command
 
 HERE = Path(__file__).parent
-GENTLE = {"lr": 0.01, "eps": 1e-3}
-"""A large eps: AdamW divides rounding errors of tiny gradients by tiny numbers otherwise."""
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -339,18 +336,22 @@ def test_text(tmp_path):
     assert result["test"]["loss"] < math.log(data.num_classes)
 
 
-def test_bf16_and_tensorboard(tmp_path):
+def test_half_precision_with_a_loss_scale_and_tensorboard(tmp_path):
+    """Stopped at step 7 and resumed; the scale finds itself, and what it skips is no divergence."""
     pytest.importorskip("tensorboard", reason="TensorBoard is optional")
-    script = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from small_runs import one_run, small;"
-        "one_run(small(precision='bf16', tensorboard=True), Path(sys.argv[2]))"
-    )
-    process = start("-c", script, str(HERE), str(tmp_path / "r"))
-    _, err = process.communicate(timeout=120)
+    process = start(str(HERE / "half_precision.py"), str(tmp_path))
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert verify(tmp_path / "r").ok
-    assert {t.dtype for t in weights(tmp_path / "r" / "model.safetensors").values()} == {torch.float32}
-    assert list((tmp_path / "r" / "tensorboard").glob("events*"))
+    refusal, scale = out.splitlines()
+    assert "Accelerate would compute in float32 on cpu" in refusal
+    assert 1 < float(scale) < 2.0**26
+    assert_same_bits(tmp_path / "whole" / "checkpoint.safetensors", tmp_path / "cut" / "checkpoint.safetensors")
+    assert (tmp_path / "whole" / "metrics.jsonl").read_bytes() == (tmp_path / "cut" / "metrics.jsonl").read_bytes()
+    norms = [line["grad_norm"] for line in read_metrics(tmp_path / "cut" / "metrics.jsonl") if "loss" in line]
+    assert {norm is None for norm in norms} == {True, False}
+    assert max(norm for norm in norms if norm is not None) < 100  # of the unscaled gradient
+    assert {tensor.dtype for tensor in weights(tmp_path / "cut" / "model.safetensors").values()} == {torch.float32}
+    assert len(list((tmp_path / "cut" / "tensorboard").glob("events*"))) == 2
 
 
 def test_two_processes_train_what_one_does(tmp_path):

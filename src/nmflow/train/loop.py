@@ -60,6 +60,11 @@ def connect(precision: str) -> Accelerator:
     not follow: several processes, or to accumulate gradients.
     """
     accelerator = Accelerator(mixed_precision=precision)
+    if precision != "no" and not accelerator.native_amp:
+        raise ValueError(
+            f"precision={precision}: Accelerate would compute in float32 on {accelerator.device.type}; say "
+            "precision=no, or try bf16"
+        )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != accelerator.num_processes:
         raise ValueError(
@@ -106,9 +111,10 @@ def fit(run: Training, start: Position, recorder: Recorder, asked_to_stop: Calla
             sparsifier.step(n=step + 1)                      # Φ and W~ of the new W
             log; evaluate; save; stop here if asked to
 
-    A line of the log says, at "step" n, the loss, learning rate and gradient norm (before clipping) of the n-th step,
-    and the sparsity that holds from there on. Besides every `log_every` steps there is one wherever phase or pattern
-    change. Asked to stop, it saves and raises `Interrupted` with the command `resume`. Raises `DivergedError`.
+    A line of the log says, at "step" n, the loss, learning rate and gradient norm (before clipping; null where fp16
+    skipped the step) of the n-th step, and the sparsity that holds from there on. Besides every `log_every` steps
+    there is one wherever phase or pattern change. Asked to stop, it saves and raises `Interrupted` with the command
+    `resume`. Raises `DivergedError`.
     """
     config, state = run.config, run.state
     changes = _changes(state.sparsifier)
@@ -121,14 +127,16 @@ def fit(run: Training, start: Position, recorder: Recorder, asked_to_stop: Calla
         saves = stopping or _is_due(done, config.checkpoint_every, config.steps)
         logs = done in changes or _is_due(done, config.log_every, config.steps)
         if saves or logs:
-            figures = {"loss": _mean(run.accelerator, loss), "grad_norm": float(grad_norm)}
-            _check_finite(run, done, figures)
+            # A step that fp16 skips, because its loss scale was too large, has no gradient to speak of.
+            norm = None if run.optimizer.step_was_skipped else float(grad_norm)
+            figures = {"loss": _mean(run.accelerator, loss), "grad_norm": norm}
+            _check_finite(done, figures)
         if logs:
             rate = learning_rate(config.optim, step, config.steps)
             recorder.write({"step": done, **figures, "lr": rate, **_sparsity(state.sparsifier.report())})
         if _is_due(done, config.eval_every, config.steps):
             score = evaluate(state.model, run.data.val, run.accelerator.device, run.accelerator)
-            _check_finite(run, done, {"val_loss": score.loss})
+            _check_finite(done, {"val_loss": score.loss})
             recorder.write({"step": done, "val_loss": score.loss, "val_accuracy": score.accuracy})
         if saves:
             recorder.save(state, done)
@@ -282,11 +290,8 @@ def _anywhere(accelerator: Accelerator, flag: bool) -> bool:
     return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum") > 0)
 
 
-def _check_finite(run: Training, step: int, figures: dict[str, float]) -> None:
-    """A skipped step of fp16 has a gradient of inf by design; anything else that is not finite ends the run."""
-    skipped = getattr(run.optimizer, "step_was_skipped", False)
-    excused = {"grad_norm"} if skipped else set()
-    bad = [name for name, value in figures.items() if not math.isfinite(value) and name not in excused]
+def _check_finite(step: int, figures: dict[str, float | None]) -> None:
+    bad = [name for name, value in figures.items() if value is not None and not math.isfinite(value)]
     if bad:
         raise DivergedError(
             f"step {step}: {' and '.join(bad)} NaN or inf; the last checkpoint is from before; a smaller optim.lr or "
