@@ -416,7 +416,8 @@ def test_a_reader_of_the_weight_compiles_to_one_graph() -> None:
 
 
 def test_the_registry_decides_who_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops.registry, "_KERNELS", list(ops.registry._KERNELS))
+    always = [kernel for kernel in ops.registry._KERNELS if kernel.name == "reference"]
+    monkeypatch.setattr(ops.registry, "_KERNELS", always)
     seen: list[tuple[int, int]] = []
 
     def noted(x: Tensor, values: Tensor, offsets: Tensor, shape: tuple[int, int], *rest: Any) -> Tensor:

@@ -40,6 +40,7 @@ def linear(
         m=m,
         tokens=x.shape[:-1].numel(),
         needs_grad=torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)),
+        autocast=torch.is_autocast_enabled(x.device.type),
         same_dtype=x.dtype == values_RS.dtype and (bias is None or bias.dtype == x.dtype),
     )
     return cast(Tensor, kernel.run(x, values_RS, offsets_RS, shape, n, m, bias))
@@ -65,6 +66,8 @@ def project(
 def _why_not_native_linear(**facts: object) -> str | None:
     if facts.get("needs_grad"):
         return "it has no backward"
+    if facts.get("autocast"):
+        return "autocast chooses the dtype"
     if facts.get("same_dtype") is False:
         return "x, weight and bias must be of one dtype"
     return native_library.why_not(**facts)

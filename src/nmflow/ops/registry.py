@@ -19,7 +19,8 @@ class Kernel:
     looks without importing); `run` imports at its first call, so that nothing optional is loaded before it is chosen.
 
     Facts of `linear`: `device` (a type such as "cpu"), `dtype`, `shape` (out, in), `n`, `m`, `tokens` (rows of x),
-    `needs_grad`, `same_dtype` (of x, weight and bias). Facts of `project`: `device`, `dtype`, `m`, `strides`.
+    `needs_grad`, `autocast`, `same_dtype` (of x, weight and bias).
+    Facts of `project`: `device`, `dtype`, `m`, `strides`.
     """
 
     name: str
