@@ -5,6 +5,9 @@
 //       sums[row][tokens] += value * xt[index]                              (sums in registers during a K-block)
 //   sums, transposed back, + bias, activation -> y
 //
+// Where a row keeps few weights, carrying sums to memory and back would cost as much as making them: a tile of one
+// vector of tokens whose K-block is the whole of K keeps the sums of `lanes` rows in registers until they are y.
+//
 // Packed weight: values float [K-blocks][rows][kept in the block], index the column within the K-block.
 // Included after an isa header, once an instruction set.
 #pragma once
@@ -85,26 +88,80 @@ static void tb_block(const float *values, const Index *index, int64_t kept, int6
     }
 }
 
+// Where sums end: what `lanes` rows have summed up for one vector of tokens becomes part of y.
 template <class X>
-static void tb_transpose_out(const float *sums, int vectors, int64_t rows, int64_t tokens, const X *bias,
-                             int activation, X *y, int64_t stride) {
+struct Output {
+    X *y;
+    int64_t stride;
+    const X *bias;
+    int activation;
+
+    // Rows from `row`, `rows` of them; tokens from `token`, `tokens` of them; at most `lanes` of each.
+    inline void put(V *sums, int64_t row, int64_t rows, int64_t token, int64_t tokens) const {
+        const V add = bias ? load_first(bias + row, rows) : broadcast(0.0f);
+        transpose(sums);
+        for (int t = 0; t < lanes; ++t) sums[t] += add;
+        if (activation) activate(sums, lanes, activation);
+        X *to = y + token * stride + row;
+        if (rows < lanes || tokens < lanes) {
+            for (int64_t t = 0; t < tokens; ++t) store_first(to + t * stride, sums[t], rows);
+        } else {
+            for (int t = 0; t < lanes; ++t) store(to + t * stride, sums[t]);
+        }
+    }
+};
+
+template <class X>
+static void tb_transpose_out(const float *sums, int vectors, int64_t row, int64_t rows, int64_t tokens,
+                             const Output<X> &output) {
     for (int64_t r = 0; r < rows; r += lanes) {
-        const int64_t width = least(lanes, rows - r);
-        const V add = bias ? load_first(bias + r, width) : broadcast(0.0f);
         for (int v = 0; v < vectors; ++v) {
             V out[lanes];
             for (int j = 0; j < lanes; ++j) out[j] = load(sums + ((r + j) * vectors + v) * lanes);
-            transpose(out);
-            for (int t = 0; t < lanes; ++t) out[t] += add;
-            if (activation) activate(out, lanes, activation);
-            X *to = y + v * lanes * stride + r;
-            const int64_t here = least(lanes, tokens - v * lanes);
-            if (here == lanes && width == lanes) {
-                for (int t = 0; t < lanes; ++t) store(to + t * stride, out[t]);
-            } else {
-                for (int64_t t = 0; t < here; ++t) store_first(to + t * stride, out[t], width);
-            }
+            output.put(out, row + r, least(lanes, rows - r), v * lanes, least(lanes, tokens - v * lanes));
         }
+    }
+}
+
+// The sums of `Rows` rows and one vector of tokens. Several rows at once: one alone would wait for its own sum.
+template <int Rows, class Index>
+static inline void tb_sums(const float *values, const Index *index, int64_t kept, const float *xt, V *sums) {
+    V sum[Rows];
+    for (int r = 0; r < Rows; ++r) sum[r] = broadcast(0.0f);
+    const auto x = [&](Index at) __attribute__((always_inline)) { return load(xt + static_cast<size_t>(at) * lanes); };
+    constexpr int bits = 8 * sizeof(Index);
+    int64_t i = 0;
+    for (; i + 4 <= kept; i += 4) {
+#pragma GCC unroll 4
+        for (int r = 0; r < Rows; ++r) {
+            const V four = load_four(values + r * kept + i);
+            FourOf<Index> at;
+            memcpy(&at, index + r * kept + i, sizeof(at));
+            sum[r] = fma(splat<0>(four), x(static_cast<Index>(at)), sum[r]);
+            sum[r] = fma(splat<1>(four), x(static_cast<Index>(at >> bits)), sum[r]);
+            sum[r] = fma(splat<2>(four), x(static_cast<Index>(at >> 2 * bits)), sum[r]);
+            sum[r] = fma(splat<3>(four), x(static_cast<Index>(at >> 3 * bits)), sum[r]);
+        }
+    }
+    for (; i < kept; ++i)
+        for (int r = 0; r < Rows; ++r)
+            sum[r] = fma(broadcast(values[r * kept + i]), x(index[r * kept + i]), sum[r]);
+    for (int r = 0; r < Rows; ++r) sums[r] = sum[r];
+}
+
+template <class X, class Index>
+static void tb_direct(const float *values, const Index *index, int64_t kept, int64_t row, int64_t rows, int64_t tokens,
+                      const float *xt, const Output<X> &output) {
+    for (int64_t r = 0; r < rows; r += lanes) {
+        const int64_t here = least(lanes, rows - r);
+        V out[lanes];
+        int64_t j = 0;
+        for (; j + 4 <= here; j += 4) tb_sums<4>(values + j * kept, index + j * kept, kept, xt, out + j);
+        for (; j < here; ++j) tb_sums<1>(values + j * kept, index + j * kept, kept, xt, out + j);
+        for (; j < lanes; ++j) out[j] = broadcast(0.0f);
+        output.put(out, row + r, here, 0, tokens);
+        values += here * kept;
+        index += here * kept;
     }
 }
 
@@ -122,7 +179,6 @@ template <class X, class Index>
 static void tb_run(const Job &job, int64_t row_begin, int64_t row_end, int64_t token_begin, int64_t token_end) {
     const nmflow_weight &w = *job.weight;
     const nmflow_layout &l = w.layout;
-    const X *bias = static_cast<const X *>(job.bias);
     const int64_t units = div_up(token_end - token_begin, lanes);
     const int64_t most = least(tb_most_vectors, div_up(w.tile_tokens, lanes));
     const int64_t tiles = div_up(units, most);
@@ -138,6 +194,10 @@ static void tb_run(const Job &job, int64_t row_begin, int64_t row_end, int64_t t
     }
     float *sums = xt + x_floats;
     const int64_t kept = kept_in(l.chunk, l.n, l.m);
+    const float *values = static_cast<const float *>(w.values);
+    const Index *index = static_cast<const Index *>(w.index);
+    const bool direct = widest == 1 && w.tile_rows <= lanes && l.chunk >= cols;
+    Output<X> output = {nullptr, job.y_stride, static_cast<const X *>(job.bias), w.activation};
     for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t first_unit = units * tile / tiles, last_unit = units * (tile + 1) / tiles;
         const int vectors = static_cast<int>(last_unit - first_unit);
@@ -145,18 +205,22 @@ static void tb_run(const Job &job, int64_t row_begin, int64_t row_end, int64_t t
         const int64_t tokens = least(vectors * lanes, token_end - token);
         const TbBlock<Index> block = tb_block_of<Index>(vectors, typename Count<tb_most_vectors>::Below());
         tb_transpose_in(static_cast<const X *>(job.x) + token * job.x_stride, job.x_stride, tokens, cols, vectors, xt);
+        output.y = static_cast<X *>(job.y) + token * job.y_stride;
+        if (direct) {
+            const int64_t start = row_begin * l.kept;
+            tb_direct(values + start, index + start, l.kept, row_begin, rows, tokens, xt, output);
+            continue;
+        }
         for (int64_t row = row_begin; row < row_end; row += tile_rows) {
             const int64_t rows_here = least(tile_rows, row_end - row);
             int64_t k = 0;
             do {  // once where there are no columns: y is the bias then
                 const int64_t kept_here = k + l.chunk <= cols ? kept : kept_in(cols - k, l.n, l.m);
                 const int64_t start = k / l.chunk * kept * l.rows + row * kept_here;
-                block(static_cast<const float *>(w.values) + start, static_cast<const Index *>(w.index) + start,
-                      kept_here, rows_here, xt + k * vectors * lanes, sums, k == 0);
+                block(values + start, index + start, kept_here, rows_here, xt + k * vectors * lanes, sums, k == 0);
                 k += l.chunk;
             } while (k < cols);
-            tb_transpose_out(sums, vectors, rows_here, tokens, bias ? bias + row : nullptr, w.activation,
-                             static_cast<X *>(job.y) + token * job.y_stride + row, job.y_stride);
+            tb_transpose_out(sums, vectors, row, rows_here, tokens, output);
         }
     }
 }

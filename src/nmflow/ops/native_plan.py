@@ -141,6 +141,9 @@ def candidates(key: Key, rv_reach: int) -> list[Tiling]:
         rows_tokens = [(4, 5), (2, 8), (2, 7)] if tokens > 1 else [(4, 1), (2, 1), (1, 1)]
         found += [Tiling("rv", 0, each, rows) for rows, each in rows_tokens]
     if tokens >= 8:
+        whole = -(-key.in_features // key.m) * key.m
+        if whole <= 65536:
+            found += [Tiling("tb", whole, 8, 8, split) for split in ("rows", "tokens")]
         for columns in (32, 64, 128, 256, 512, key.in_features):
             chunk = max(1, columns // key.m) * key.m
             for width in (16, 32, 48, 64, 80, 112, 128):
