@@ -416,13 +416,13 @@ def test_a_reader_of_the_weight_compiles_to_one_graph() -> None:
 
 
 def test_the_registry_decides_who_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
-    always = [kernel for kernel in ops.registry._KERNELS if kernel.name == "reference"]
+    always = [kernel for kernel in ops.registry._KERNELS if kernel.name == "dense"]
     monkeypatch.setattr(ops.registry, "_KERNELS", always)
     seen: list[tuple[int, int]] = []
 
-    def noted(x: Tensor, values: Tensor, offsets: Tensor, shape: tuple[int, int], *rest: Any) -> Tensor:
+    def noted(x: Tensor, values: Tensor, offsets: Tensor, shape: tuple[int, int], n: int, m: int, bias: Any, activation: Any) -> Tensor:
         seen.append(shape)
-        return ops.reference.linear(x, values, offsets, shape, *rest)
+        return ops.reference.linear(x, values, offsets, shape, n, m, bias)
 
     ops.register(ops.Kernel("noted", "linear", lambda n=None, **facts: None if n == 1 else "one of every M", noted))
     layer = LAYERS["slices"]()
@@ -430,7 +430,7 @@ def test_the_registry_decides_who_multiplies(monkeypatch: pytest.MonkeyPatch) ->
     x = torch.randn(3, 16)
     torch.testing.assert_close(compressed(x), layer(x))
     assert seen == [(4, 16)]  # of 1:4, 2:8 and four dense rows
-    assert compression_report(compressed).layers[0].kernel == "noted+reference+dense"
+    assert compression_report(compressed).layers[0].kernel == "noted+dense"
 
 
 def test_what_is_printed() -> None:

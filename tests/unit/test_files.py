@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nmflow import Sparsifier
+from nmflow.ops import select
 from nmflow.pattern import Pattern
 from nmflow.runtime import (
     NMLinear,
@@ -693,10 +694,11 @@ def test_the_report_of_a_model() -> None:
     report = compression_report(compress(model))
     assert report.bytes_before == dense
     assert report.bytes_after < dense
+    chosen = select("linear", device="cpu", dtype=torch.float32, shape=(16, 16), n=1, m=4, tokens=1).name
     assert {layer.name: layer.kernel for layer in report.layers} == {
-        "conv.weight": "unpack, then conv2d",
-        "qkv.weight": "reference+dense",
-        "embed.weight": "storage only and reference",
+        "conv.weight": "dense",
+        "qkv.weight": "dense" if chosen == "dense" else f"{chosen}+dense",
+        "embed.weight": f"storage only and {chosen}",
     }
     assert compression_report(model).layers == ()
     assert compression_report(model).bytes_after == dense

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from nmflow.ops import native
-from nmflow.ops.native_plan import Key, NativePlan, Tiling, bucket, candidates, default_tiling
+from nmflow.ops.native_plan import DENSE, Key, NativePlan, Tiling, bucket, candidates, default_tiling
 
 missing = native.why_not()
 pytestmark = pytest.mark.skipif(missing is not None, reason=f"native library: {missing}")
@@ -334,9 +334,14 @@ def test_tuning_keeps_a_choice_that_is_used_and_right(threads: int) -> None:
     times = native.tune(packed, 20, seconds=0.01)
     key = Key(64, 64, 1, 8, "float32", bucket(20), threads)
     assert native.plan.choices[key] == min(times, key=lambda tiling: times[tiling])
-    assert packed.forms.tiling(17, threads) == native.plan.choices[key]
     x = torch.randn(20, 64)
     assert gap(native.linear(x, packed), x.double() @ dense.T) <= 1e-5
+    for tiling in times:
+        native.plan.choose(key, tiling)
+        reason = native.why_dense((64, 64), 1, 8, torch.float32, 17)
+        assert (reason is not None) == (tiling == DENSE)
+        assert packed.forms.tiling(17, threads) == (native.plan.choices[key] if reason is None else default_tiling(key, packed.forms.rv_reach()))
+        assert gap(native.linear(x, packed), x.double() @ dense.T) <= 1e-5
 
 
 def test_a_plan_survives_its_file(tmp_path: Path) -> None:

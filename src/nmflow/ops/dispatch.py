@@ -5,15 +5,16 @@ The native library, where there is one, is asked first; plain torch is always th
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from nmflow.masks import Remainder
+from nmflow.ops import dense as dense  # registers plain torch, which is always there
 from nmflow.ops import native, native_library, native_project
-from nmflow.ops import projection as projection  # registers plain torch, which is always there
-from nmflow.ops import reference as reference
+from nmflow.ops import projection as projection
+from nmflow.ops.dense import Activation
 from nmflow.ops.registry import Kernel, register, select
 from nmflow.pattern import Pattern
 
@@ -26,12 +27,21 @@ def linear(
     n: int,
     m: int,
     bias: Tensor | None = None,
+    activation: Activation | None = None,
 ) -> Tensor:
-    """y = x W^T + b, W [R, K] = `shape` in compressed form; arguments as in `nmflow.ops.reference.linear`.
+    """y = act(x W^T + b), W [R, K] = `shape` in compressed form; arguments as in `nmflow.ops.reference.linear`.
 
     Raises `ValueError` with every kernel's reason where none takes it.
     """
-    kernel = select(
+    kernel = select_linear(x, values_RS, shape, n, m, bias)
+    return cast(Tensor, kernel.run(x, values_RS, offsets_RS, shape, n, m, bias, activation))
+
+
+def select_linear(
+    x: Tensor, values_RS: Tensor, shape: tuple[int, int], n: int, m: int, bias: Tensor | None
+) -> Kernel:
+    """The kernel that `linear` runs."""
+    return select(
         "linear",
         device=x.device.type,
         dtype=values_RS.dtype,
@@ -43,7 +53,6 @@ def linear(
         autocast=torch.is_autocast_enabled(x.device.type),
         same_dtype=x.dtype == values_RS.dtype and (bias is None or bias.dtype == x.dtype),
     )
-    return cast(Tensor, kernel.run(x, values_RS, offsets_RS, shape, n, m, bias))
 
 
 def project(
@@ -63,14 +72,18 @@ def project(
     return cast("Tensor | int", kernel.run(w_RK, pattern, decay, remainder, mask_RK, effective_RK))
 
 
-def _why_not_native_linear(**facts: object) -> str | None:
+def _why_not_native_linear(**facts: Any) -> str | None:
     if facts.get("needs_grad"):
         return "it has no backward"
     if facts.get("autocast"):
         return "autocast chooses the dtype"
     if facts.get("same_dtype") is False:
         return "x, weight and bias must be of one dtype"
-    return native_library.why_not(**facts)
+    reason = native_library.why_not(**facts)
+    told = [facts.get(name) for name in ("shape", "n", "m", "dtype", "tokens")]
+    if reason is None and None not in told and not torch.compiler.is_compiling():  # the operator asks at run time
+        return native.why_dense(*told)
+    return reason
 
 
 def _native_linear(
@@ -81,10 +94,12 @@ def _native_linear(
     n: int,
     m: int,
     bias: Tensor | None = None,
+    activation: Activation | None = None,
 ) -> Tensor:
-    if torch.compiler.is_compiling():
-        return cast(Tensor, torch.ops.nmflow.linear(x, values_RS, offsets_RS, bias, *shape, n, m, None))
-    return native.operator(x, values_RS, offsets_RS, bias, *shape, n, m, None)
+    # While a graph is traced, and for tensors that are more than numbers, the operator; else without torch between.
+    if torch.compiler.is_compiling() or type(x) is not Tensor:
+        return cast(Tensor, torch.ops.nmflow.linear(x, values_RS, offsets_RS, bias, *shape, n, m, activation))
+    return native.operator(x, values_RS, offsets_RS, bias, *shape, n, m, activation)
 
 
 def _why_not_native_project(**facts: object) -> str | None:

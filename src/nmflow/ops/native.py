@@ -6,23 +6,24 @@ Shape suffixes: R rows (outputs), K entries of the reduction axis (inputs), S st
 from __future__ import annotations
 
 import ctypes
+import statistics
 import time
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from nmflow.ops.dense import Activation, activate, unpacked, versions
 from nmflow.ops.native_library import DTYPES, ISAS, Layout, Weight, checked, library
 from nmflow.ops.native_library import describe as describe
 from nmflow.ops.native_library import why_not as why_not
-from nmflow.ops.native_plan import Key, NativePlan, Tiling, bucket, candidates, default_tiling
-from nmflow.ops.reference import linear as reference_linear
+from nmflow.ops.native_plan import DENSE, Key, NativePlan, Tiling, bucket, candidates, default_tiling, expect_dense
+from nmflow.ops.reference import expand
 
-Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
 _ALGORITHMS = {"tb": 0, "rv": 1}
 _SPLITS = {"rows": 0, "tokens": 1}
 _ACTIVATIONS: dict[str | None, int] = {None: 0, **{name: i + 1 for i, name in enumerate(get_args(Activation))}}
@@ -53,7 +54,7 @@ class _Forms:
     def __init__(self, values_RS: Tensor, offsets_RS: Tensor, shape: tuple[int, int], n: int, m: int, isa: int) -> None:
         self.values_RS, self.offsets_RS = values_RS.detach().contiguous(), offsets_RS.detach().contiguous()
         self.shape, self.n, self.m, self.isa, self.dtype = shape, n, m, isa, values_RS.dtype
-        self.versions = _versions(values_RS, offsets_RS)
+        self.versions = versions(values_RS, offsets_RS)
         self.packed: dict[tuple[str, int], _Packed] = {}
         self.calls: dict[tuple[object, ...], _Call] = {}
 
@@ -87,7 +88,8 @@ class _Forms:
 
     def tiling(self, tokens: int, threads: int) -> Tiling:
         key = self.key(tokens, threads)
-        return plan.choices.get(key) or default_tiling(key, self.rv_reach())
+        chosen = plan.choices.get(key, DENSE)
+        return default_tiling(key, self.rv_reach()) if chosen == DENSE else chosen
 
     def rv_reach(self) -> int:
         """Widest block that RV takes without a gather; 0 where there is no RV."""
@@ -285,6 +287,20 @@ def _row_stride(out: Tensor, tokens: int, rows: int, dtype: torch.dtype) -> int:
     return out.stride(0)
 
 
+def why_dense(
+    shape: tuple[int, int], n: int, m: int, dtype: torch.dtype, tokens: int, isa: str | None = None
+) -> str | None:
+    """Why torch's dense product is the better one for a weight and so many tokens on torch's present threads; None
+    where the native one is. Measured (`tune`) where the plan knows it, by `expect_dense` where not."""
+    name = str(dtype).removeprefix("torch.")
+    key = Key(*shape, n, m, name, bucket(max(tokens, 1)), torch.get_num_threads())
+    chosen = plan.choices.get(key)
+    if chosen is None:
+        isa = isa or ISAS[library().best_isa]
+        return f"the dense product is expected to be faster ({n}:{m}, {isa})" if expect_dense(key, isa) else None
+    return "the dense product was faster when it was measured" if chosen == DENSE else None
+
+
 def clock() -> Callable[[], float]:
     """The clock to time a product with: of one thread its own, which other work on the machine cannot move."""
     return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
@@ -293,10 +309,11 @@ def clock() -> Callable[[], float]:
 def tune(
     packed: PackedWeight, tokens: int, seconds: float = 0.3, activation: Activation | None = None
 ) -> dict[Tiling, float]:
-    """Time the tilings worth trying at `tokens` tokens on torch's present threads and keep the best in `plan`.
+    """Time the tilings worth trying at `tokens` tokens on torch's present threads, and the dense product against the
+    best of them; keep what is fastest in `plan`.
 
-    Returns the fastest time of each in seconds. Candidates far behind the best are dropped after one round.
-    Packed forms that only lost candidates used are freed.
+    Returns the fastest time of each in seconds, `DENSE` among them. Candidates far behind the best are dropped after
+    one round. Packed forms that only lost candidates used are freed.
     """
     forms = packed.forms
     key = forms.key(tokens, torch.get_num_threads())
@@ -325,12 +342,39 @@ def tune(
         for tiling in [each for each in tilings if best[each] < 1.15 * leader]:
             best[tiling] = min(best[tiling], timed(tiling, 3))
     winner = min(best, key=lambda tiling: best[tiling])
-    plan.choices[key] = winner
+    plan.choose(key, winner)
+    own, dense = _against_dense(packed, x, activation, forms.call_of(winner, activation), max(seconds / 4, 0.02))
+    best[DENSE] = best[winner] * dense / own
+    if dense < own:
+        plan.choose(key, DENSE)
     keep.add((winner.algorithm, winner.chunk))
     for form in set(forms.packed) - keep:
         del forms.packed[form]
     forms.calls.clear()
     return best
+
+
+def _against_dense(
+    packed: PackedWeight, x: Tensor, activation: Activation | None, call: _Call, seconds: float
+) -> tuple[float, float]:
+    """Medians of a call of the native product and of torch's, one after the other."""
+    forms, now = packed.forms, clock()
+    forms.calls[bucket(x.shape[0]), torch.get_num_threads(), activation] = call
+    weight_RK = expand(packed.values, packed.offsets, packed.in_features, packed.n, packed.m)
+    sides: tuple[Callable[[], object], ...] = (
+        lambda: _run(x, forms, None, activation, None),
+        lambda: activate(F.linear(x, weight_RK), activation),
+    )
+    times: tuple[list[float], list[float]] = ([], [])
+    end = time.perf_counter() + seconds
+    with torch.no_grad():
+        while len(times[0]) < 5 or time.perf_counter() < end:
+            for side, found in zip(sides, times, strict=True):
+                start = now()
+                side()
+                found.append(now() - start)
+    own, dense = (statistics.median(found[1:]) for found in times)
+    return own, dense
 
 
 # --------------------------------------------------------------------------------------- the torch operator
@@ -353,14 +397,37 @@ def operator(
     activation: Activation | None,
 ) -> Tensor:
     """`torch.ops.nmflow.linear`: takes the canonical form, so that an exported program runs on any machine."""
-    if why_not(device="cpu", dtype=x.dtype, m=m) is not None:
-        return activate(reference_linear(x, values, offsets, (out_features, in_features), n, m, bias), activation)
-    forms = _FORMS.get(values)
-    known = ((out_features, in_features), n, m, _versions(values, offsets))
-    if forms is None or (forms.shape, forms.n, forms.m, forms.versions) != known:
-        forms = prepare(values, offsets, out_features, in_features, n, m).forms
+    shape = out_features, in_features
+    dense = why_not(device="cpu", dtype=x.dtype, m=m) or why_dense(shape, n, m, x.dtype, x.shape[:-1].numel())
+    if dense is not None:
+        return activate(F.linear(x, unpacked(values, offsets, in_features, n, m), bias), activation)
+    forms = _forms_of(values, offsets, shape, n, m)
     _check(x, forms, bias, activation)
     return _run(x, forms, bias, activation, None)
+
+
+def call_for(
+    x: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    bias: Tensor | None,
+    shape: tuple[int, int],
+    n: int,
+    m: int,
+    activation: Activation | None,
+) -> _Call:
+    """The call that `operator` makes for such an x, checked; good while values and offsets stay as they are."""
+    forms = _forms_of(values, offsets, shape, n, m)
+    _check(x, forms, bias, activation)
+    return forms.remember(x.shape[:-1].numel(), torch.get_num_threads(), activation)
+
+
+def _forms_of(values: Tensor, offsets: Tensor, shape: tuple[int, int], n: int, m: int) -> _Forms:
+    """What was packed of this weight, or a new packing of it."""
+    forms = _FORMS.get(values)
+    if forms is None or (forms.shape, forms.n, forms.m, forms.versions) != (shape, n, m, versions(values, offsets)):
+        forms = prepare(values, offsets, *shape, n, m).forms
+    return forms
 
 
 def _fake(
@@ -379,21 +446,6 @@ def _fake(
 
 _OPERATORS.impl("linear", operator, "CPU")  # type: ignore[no-untyped-call]
 torch.library.register_fake("nmflow::linear", _fake, lib=_OPERATORS)
-
-
-def activate(y: Tensor, activation: Activation | None) -> Tensor:
-    """The epilogue in plain torch."""
-    if activation is None:
-        return y
-    if activation == "gelu_tanh":
-        return F.gelu(y, approximate="tanh")
-    if activation == "gelu":
-        return F.gelu(y)
-    return F.silu(y) if activation == "silu" else F.relu(y)
-
-
-def _versions(*tensors: Tensor) -> tuple[int, ...]:
-    return tuple(-1 if tensor.is_inference() else tensor._version for tensor in tensors)
 
 
 def _aligned(size: int) -> Tensor:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+import nmflow
+
 ISAS = ("portable", "avx2", "avx512")
 """Instruction sets, the better the higher; the place in the tuple is the library's number for it."""
 
@@ -85,16 +87,17 @@ def library() -> Library:
 
 
 def _find() -> Library | str:
-    """The library, or why there is none. `NMFLOW_NATIVE` names the file; else beside the package, else build/."""
+    """The library, or why there is none. `NMFLOW_NATIVE` names the file; else the newest of those that lie in a folder
+    of the package (an editable installation has two) or were built by hand in build/ of a checkout."""
     named = os.environ.get("NMFLOW_NATIVE")
-    package = Path(__file__).parents[1]
-    places = [Path(named)] if named else [*sorted(package.glob("_native*.so")), package.parents[1] / "build/_native.so"]
-    for path in places:
-        if path.is_file():
-            return _open(path)
     if named:
-        return f"NMFLOW_NATIVE names {named}, which is no file"
-    return "the native library was not built (no compiler at installation?); cmake -S native -B build builds it"
+        return _open(Path(named)) if Path(named).is_file() else f"NMFLOW_NATIVE names {named}, which is no file"
+    places = [Path(folder) / "_native.so" for folder in nmflow.__path__]
+    places.append(Path(__file__).parents[3] / "build" / "_native.so")
+    built = [path for path in places if path.is_file()]
+    if not built:
+        return "the native library was not built (no C++ compiler at installation?); install one, then nmflow again"
+    return _open(max(built, key=lambda path: path.stat().st_mtime))
 
 
 def _open(path: Path) -> Library | str:

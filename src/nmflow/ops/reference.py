@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nmflow.ops.registry import Kernel, register
-
 
 def linear(
     x: Tensor,
@@ -44,10 +42,3 @@ def columns(offsets_RS: Tensor, n: int, m: int) -> Tensor:
     """K-index (int64) of every stored entry, m·⌊s / n⌋ + offset, [R, S]."""
     block_S = torch.arange(offsets_RS.shape[1], device=offsets_RS.device) // n
     return block_S * m + offsets_RS.to(torch.int64)
-
-
-def _why_not(**facts: object) -> str | None:
-    return None
-
-
-register(Kernel("reference", "linear", _why_not, linear))

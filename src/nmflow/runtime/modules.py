@@ -15,12 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nmflow import ops
+from nmflow.ops.dense import Activation, activate, unpacked
 from nmflow.runtime.format import CompressedNM, weight_of
 from nmflow.runtime.parts import StoredWeight
 from nmflow.runtime.view import WeightView
 from nmflow.targets import is_gpt2_conv1d
 
 _DENSE_FORM = "_nm_dense_form"
+_REPORTED_TOKENS = (1, 16, 256, 2048)
 
 
 class PackedRows(nn.Module):
@@ -38,6 +40,7 @@ class PackedRows(nn.Module):
         super().__init__()
         self.pattern = compressed.pattern
         self.shape = (compressed.values.shape[0], compressed.axis)
+        self._bound: ops.BoundLinear | None = None
         self.register_buffer("values", compressed.values)
         self.register_buffer("offsets", compressed.offsets)
         self.register_buffer("nm", torch.tensor([self.pattern.n, self.pattern.m], device=compressed.values.device))
@@ -53,13 +56,32 @@ class PackedRows(nn.Module):
     def unpack(self) -> Tensor:
         return self.compressed.unpack()
 
-    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return ops.linear(x, self.values, self.offsets, self.shape, self.pattern.n, self.pattern.m, bias)
+    def linear(self, x: Tensor, bias: Tensor | None, activation: Activation | None = None) -> Tensor:
+        buffers = self._buffers
+        values, offsets = buffers["values"], buffers["offsets"]
+        assert values is not None and offsets is not None
+        if not torch.compiler.is_compiling():
+            bound = self._bound
+            if bound is None or not bound.holds(values, offsets):
+                bound = self._bound = ops.BoundLinear(values, offsets, self.shape, self.pattern.n, self.pattern.m)
+            y = bound(x, bias, activation)
+            if y is not None:
+                return y
+        return ops.linear(x, values, offsets, self.shape, self.pattern.n, self.pattern.m, bias, activation)
 
     def kernel(self) -> str:
-        device, dtype = self.values.device.type, self.values.dtype
-        facts = {"device": device, "dtype": dtype, "shape": self.shape, "n": self.pattern.n, "m": self.pattern.m}
-        return ops.select("linear", **facts).name
+        """Who multiplies; two names where it depends on the number of tokens."""
+        facts = {"device": self.values.device.type, "dtype": self.values.dtype, "shape": self.shape}
+        facts |= {"n": self.pattern.n, "m": self.pattern.m}
+        found = [ops.select("linear", tokens=tokens, **facts).name for tokens in _REPORTED_TOKENS]
+        return " or ".join(dict.fromkeys(found))
+
+    def dense(self) -> Tensor:
+        """The dense rows, unpacked once and kept."""
+        return unpacked(self.values, self.offsets, self.shape[1], self.pattern.n, self.pattern.m)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_bound": None}  # addresses mean nothing to a copy
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -86,11 +108,14 @@ class DenseRows(nn.Module):
     def unpack(self) -> Tensor:
         return self.values
 
-    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, self.values, bias)
+    def linear(self, x: Tensor, bias: Tensor | None, activation: Activation | None = None) -> Tensor:
+        return activate(F.linear(x, self.values, bias), activation)
 
     def kernel(self) -> str:
         return "dense"
+
+    def dense(self) -> Tensor:
+        return self.values
 
 
 class PackedWeight(nn.ModuleList):
@@ -124,12 +149,20 @@ class PackedWeight(nn.ModuleList):
         """The dense weight in its own shape and layout."""
         return weight_of(torch.cat([part.unpack() for part in self.rows]), self.stored.shape, self.stored.layout)
 
-    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """y = x W^T + b, slice by slice."""
+    def dense(self) -> Tensor:
+        """`unpack`, with compressed slices unpacked once and kept."""
+        slices = [part.dense() for part in self.rows]
+        rows_RK = slices[0] if len(slices) == 1 else torch.cat(slices)
+        return weight_of(rows_RK, self.stored.shape, self.stored.layout)
+
+    def linear(self, x: Tensor, bias: Tensor | None, activation: Activation | None = None) -> Tensor:
+        """y = act(x W^T + b), slice by slice."""
+        if len(self._modules) == 1:
+            return cast(PackedRows, self._modules["0"]).linear(x, bias, activation)
         outputs = []
         for part, rows in zip(self.stored.parts, self.rows, strict=True):
-            outputs.append(rows.linear(x, None if bias is None else bias[part.start : part.stop]))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+            outputs.append(rows.linear(x, None if bias is None else bias[part.start : part.stop], activation))
+        return torch.cat(outputs, dim=-1)
 
     def patterns(self) -> str:
         """`1:16`, or `1:4+dense` for slices that differ."""
@@ -170,24 +203,44 @@ class NMLinear(_Stored, nn.Linear):
     """`nn.Linear` or GPT-2's `Conv1D` with a compressed weight, y = x W^T + b, by the kernel of the registry.
 
     `weight` gives the dense weight to whoever reads it, in its own shape and dtype. Gradients flow to the input and
-    the bias; the weight is fixed.
+    the bias; the weight is fixed. `activation` ("gelu", "gelu_tanh", "relu", "silu") is applied to y while it is
+    still in registers; `nmflow.runtime.fuse_activations` sets it.
+    """
+
+    weight = _reader("weight")
+    weight_nm: PackedWeight
+    activation: Activation | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        # Past nn.Module's own lookup, which is felt at one token.
+        packed, parameters = cast(PackedWeight, self._modules["weight_nm"]), self._parameters
+        bias = parameters["bias"] if "bias" in parameters else self.bias  # which may be stored as well
+        return packed.linear(input, bias, self.activation)
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        return f"{text}, activation={self.activation}" if self.activation else text
+
+
+class NMConv2d(_Stored, nn.Conv2d):
+    """`nn.Conv2d` with a compressed weight. A 1x1 convolution is a product with every pixel a token, by the kernel of
+    the registry; its result lies in memory with the channels last. Any other is torch's, with the weight unpacked once.
     """
 
     weight = _reader("weight")
     weight_nm: PackedWeight
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.weight_nm.linear(input, self.bias)
+        if self.is_product() and input.dim() == 4:
+            step_y, step_x = self.stride
+            pixels = input[:, :, ::step_y, ::step_x].permute(0, 2, 3, 1)
+            return self.weight_nm.linear(pixels.contiguous(), self.bias).permute(0, 3, 1, 2)
+        return cast(Tensor, self._conv_forward(input, self.weight_nm.dense(), self.bias))
 
-
-class NMConv2d(_Stored, nn.Conv2d):
-    """`nn.Conv2d` with a compressed weight, unpacked for each call: smaller, not faster."""
-
-    weight = _reader("weight")
-    weight_nm: PackedWeight
-
-    def forward(self, input: Tensor) -> Tensor:
-        return cast(Tensor, self._conv_forward(input, self.weight_nm.unpack(), self.bias))
+    def is_product(self) -> bool:
+        """Whether this convolution is a product with each pixel by itself."""
+        unpadded = isinstance(self.padding, str) or self.padding == (0, 0)  # "same" adds nothing to a 1x1
+        return self.kernel_size == (1, 1) and self.groups == 1 and unpadded
 
 
 class _StorageOnly(_Stored):

@@ -1,0 +1,99 @@
+"""The product with one weight, its questions answered in advance: at one token, asking costs as much as multiplying.
+
+Shape suffixes: R rows (outputs), S stored entries of a row.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nmflow.ops import native, native_library
+from nmflow.ops.dense import Activation, versions
+from nmflow.ops.dispatch import select_linear
+
+_MOST_REMEMBERED = 256
+"""Shapes of x; a process that sees more of them (texts of every length) starts to remember anew."""
+
+
+class _Ready(NamedTuple):
+    """What of a call follows from the shape of x."""
+
+    address: int
+    tokens: int
+    out_shape: tuple[int, ...]
+    call: object  # keeps what lies at the address
+
+
+class BoundLinear:
+    """`nmflow.ops.linear` for one weight, where it comes down to the native product; else the caller asks `linear`.
+
+    The registry is asked once for every shape of x (and number of threads, and activation); what is remembered is
+    forgotten where the plan changes. Calls bypass torch's dispatcher, so they are for eager inference alone.
+    """
+
+    def __init__(self, values_RS: Tensor, offsets_RS: Tensor, shape: tuple[int, int], n: int, m: int) -> None:
+        self.values_RS, self.offsets_RS = values_RS, offsets_RS
+        self.shape, self.n, self.m, self.dtype = shape, n, m, values_RS.dtype
+        self._versions = versions(values_RS, offsets_RS)
+        self._ready: dict[tuple[torch.Size, int, str | None], _Ready | None] = {}
+        self._plan_changes = native.plan.changes
+        self._library = None if native_library.why_not() else native_library.library()
+
+    def holds(self, values_RS: Tensor, offsets_RS: Tensor) -> bool:
+        """Whether this is bound to these tensors as they are now."""
+        return (
+            values_RS is self.values_RS
+            and offsets_RS is self.offsets_RS
+            and versions(values_RS, offsets_RS) == self._versions
+        )
+
+    def __call__(self, x: Tensor, bias: Tensor | None, activation: Activation | None = None) -> Tensor | None:
+        """y = act(x W^T + b); None where the registry must be asked: gradients, autocast, strided x, or dense is faster.
+        """
+        if self._library is None or type(x) is not Tensor or x.dtype is not self.dtype:
+            return None
+        if not x.is_cpu or not x.is_contiguous():
+            return None
+        if bias is not None and not self._takes(bias):
+            return None
+        if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+            return None
+        if torch.is_autocast_enabled("cpu"):
+            return None
+        if self._plan_changes != native.plan.changes or len(self._ready) > _MOST_REMEMBERED:
+            self._ready.clear()
+            self._plan_changes = native.plan.changes
+        key = x.shape, torch.get_num_threads(), activation
+        try:
+            ready = self._ready[key]
+        except KeyError:
+            ready = self._ready[key] = self._decide(x, bias, activation)
+        if ready is None:
+            return None
+        y = x.new_empty(ready.out_shape)
+        status = self._library.handle.nmflow_linear(
+            ready.address,
+            x.data_ptr(),
+            self.shape[1],
+            None if bias is None else bias.data_ptr(),
+            y.data_ptr(),
+            self.shape[0],
+            ready.tokens,
+            self._library.parallel_for,
+        )
+        if status:
+            native_library.checked(status, f"the product of {ready.tokens} tokens with a weight {self.shape}")
+        return y
+
+    def _takes(self, bias: Tensor) -> bool:
+        fits = bias.dtype is self.dtype and bias.numel() == self.shape[0]
+        return fits and bias.is_cpu and bias.is_contiguous()
+
+    def _decide(self, x: Tensor, bias: Tensor | None, activation: Activation | None) -> _Ready | None:
+        if select_linear(x, self.values_RS, self.shape, self.n, self.m, bias).name != "native":
+            return None
+        call = native.call_for(x, self.values_RS, self.offsets_RS, bias, self.shape, self.n, self.m, activation)
+        return _Ready(call.address, x.shape[:-1].numel(), (*x.shape[:-1], self.shape[0]), call)

@@ -1,0 +1,71 @@
+"""The dense weight behind a compressed one, unpacked once: what multiplies where no sparse kernel is faster.
+
+Shape suffixes: R rows (outputs), K entries of the reduction axis, S stored entries of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from nmflow.ops.reference import expand
+from nmflow.ops.registry import Kernel, register
+
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
+"""What may follow a product at once; "gelu" is the exact one."""
+
+_UNPACKED: MutableMapping[Tensor, tuple[tuple[int, ...], Tensor]] = WeakTensorKeyDictionary()
+"""What was unpacked, and the versions it was unpacked from; while the tensor of values lives."""
+
+
+def unpacked(values_RS: Tensor, offsets_RS: Tensor, axis: int, n: int, m: int) -> Tensor:
+    """`expand`, remembered: as much memory as the dense weight for the time of one unpacking.
+
+    Derived anew where values or offsets were changed. Not remembered where gradients flow to the values, nor while
+    a graph is compiled.
+    """
+    if torch.compiler.is_compiling() or type(values_RS) is not Tensor or values_RS.requires_grad:
+        return expand(values_RS, offsets_RS, axis, n, m)
+    now = versions(values_RS, offsets_RS)
+    found = _UNPACKED.get(values_RS)
+    if found is None or found[0] != now or found[1].shape[1] != axis:
+        with torch.inference_mode(False), torch.no_grad():  # a weight from inference mode could not be trained past
+            found = _UNPACKED[values_RS] = now, expand(values_RS, offsets_RS, axis, n, m)
+    return found[1]
+
+
+def versions(*tensors: Tensor) -> tuple[int, ...]:
+    """Counts of the writes into each tensor; tensors of inference mode do not count theirs."""
+    return tuple(-1 if tensor.is_inference() else tensor._version for tensor in tensors)
+
+
+def activate(y: Tensor, activation: str | None) -> Tensor:
+    """The activation functions that the native product fuses, in plain torch."""
+    if activation is None:
+        return y
+    if activation == "gelu_tanh":
+        return F.gelu(y, approximate="tanh")
+    if activation == "gelu":
+        return F.gelu(y)
+    return F.silu(y) if activation == "silu" else F.relu(y)
+
+
+def _linear(
+    x: Tensor,
+    values_RS: Tensor,
+    offsets_RS: Tensor,
+    shape: tuple[int, int],
+    n: int,
+    m: int,
+    bias: Tensor | None = None,
+    activation: Activation | None = None,
+) -> Tensor:
+    return activate(F.linear(x, unpacked(values_RS, offsets_RS, shape[1], n, m), bias), activation)
+
+
+register(Kernel("dense", "linear", lambda **facts: None, _linear))
