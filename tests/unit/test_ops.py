@@ -131,7 +131,7 @@ def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_KERNELS", always)
 
 
-def doubled(x: Tensor, values: Tensor, offsets: Tensor, shape: tuple[int, int], n: int, m: int, *rest: object) -> Tensor:
+def doubled(x: Tensor, values: Tensor, offsets: Tensor, shape: tuple[int, int], *rest: object) -> Tensor:
     return x.new_full((*x.shape[:-1], shape[0]), 2.0)
 
 

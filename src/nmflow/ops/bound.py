@@ -51,8 +51,7 @@ class BoundLinear:
         )
 
     def __call__(self, x: Tensor, bias: Tensor | None, activation: Activation | None = None) -> Tensor | None:
-        """y = act(x W^T + b); None where the registry must be asked: gradients, autocast, strided x, or dense is faster.
-        """
+        """y = act(x W^T + b); None where the registry must be asked: gradients, autocast, strided x, dense faster."""
         if self._library is None or type(x) is not Tensor or x.dtype is not self.dtype:
             return None
         if not x.is_cpu or not x.is_contiguous():
@@ -89,7 +88,7 @@ class BoundLinear:
         return y
 
     def _takes(self, bias: Tensor) -> bool:
-        fits = bias.dtype is self.dtype and bias.numel() == self.shape[0]
+        fits = type(bias) in native.PLAIN and bias.dtype is self.dtype and bias.numel() == self.shape[0]
         return fits and bias.is_cpu and bias.is_contiguous()
 
     def _decide(self, x: Tensor, bias: Tensor | None, activation: Activation | None) -> _Ready | None:

@@ -80,9 +80,9 @@ def _why_not_native_linear(**facts: Any) -> str | None:
     if facts.get("same_dtype") is False:
         return "x, weight and bias must be of one dtype"
     reason = native_library.why_not(**facts)
-    told = [facts.get(name) for name in ("shape", "n", "m", "dtype", "tokens")]
-    if reason is None and None not in told and not torch.compiler.is_compiling():  # the operator asks at run time
-        return native.why_dense(*told)
+    told = {name: facts.get(name) for name in ("shape", "n", "m", "dtype", "tokens")}
+    if reason is None and None not in told.values() and not torch.compiler.is_compiling():  # the operator asks then
+        return native.why_dense(**told)  # type: ignore[arg-type]  # facts have no types, the registry's word for it
     return reason
 
 
@@ -97,7 +97,8 @@ def _native_linear(
     activation: Activation | None = None,
 ) -> Tensor:
     # While a graph is traced, and for tensors that are more than numbers, the operator; else without torch between.
-    if torch.compiler.is_compiling() or type(x) is not Tensor:
+    plain = type(x) in native.PLAIN and (bias is None or type(bias) in native.PLAIN)
+    if torch.compiler.is_compiling() or not plain:
         return cast(Tensor, torch.ops.nmflow.linear(x, values_RS, offsets_RS, bias, *shape, n, m, activation))
     return native.operator(x, values_RS, offsets_RS, bias, *shape, n, m, activation)
 

@@ -29,6 +29,10 @@ _SPLITS = {"rows": 0, "tokens": 1}
 _ACTIVATIONS: dict[str | None, int] = {None: 0, **{name: i + 1 for i, name in enumerate(get_args(Activation))}}
 
 
+PLAIN = (Tensor, torch.nn.Parameter)
+"""Tensors that are their memory. The address of any other (a view on a stored weight, a traced one) means nothing."""
+
+
 # ---------------------------------------------------------------------------------------------- the weight
 @dataclass(frozen=True)
 class _Packed:
@@ -225,6 +229,8 @@ def linear(
 
 def _check(x: Tensor, forms: _Forms, bias: Tensor | None, activation: str | None) -> None:
     dtype, (rows, axis) = forms.dtype, forms.shape
+    if type(x) not in PLAIN or (bias is not None and type(bias) not in PLAIN):
+        raise TypeError("x and bias must be plain tensors; torch.ops.nmflow.linear takes subclasses apart")
     if x.dtype is not dtype or (bias is not None and bias.dtype is not dtype):
         others = f"x {x.dtype}" + ("" if bias is None else f", the bias {bias.dtype}")
         raise TypeError(f"the weight is {dtype}, {others}; cast them")

@@ -19,6 +19,7 @@ from nmflow.ops.dense import Activation, activate, unpacked
 from nmflow.runtime.format import CompressedNM, weight_of
 from nmflow.runtime.parts import StoredWeight
 from nmflow.runtime.view import WeightView
+from nmflow.runtime.windows import pays, windows
 from nmflow.targets import is_gpt2_conv1d
 
 _DENSE_FORM = "_nm_dense_form"
@@ -59,7 +60,8 @@ class PackedRows(nn.Module):
     def linear(self, x: Tensor, bias: Tensor | None, activation: Activation | None = None) -> Tensor:
         buffers = self._buffers
         values, offsets = buffers["values"], buffers["offsets"]
-        assert values is not None and offsets is not None
+        assert values is not None
+        assert offsets is not None
         if not torch.compiler.is_compiling():
             bound = self._bound
             if bound is None or not bound.holds(values, offsets):
@@ -71,10 +73,13 @@ class PackedRows(nn.Module):
 
     def kernel(self) -> str:
         """Who multiplies; two names where it depends on the number of tokens."""
-        facts = {"device": self.values.device.type, "dtype": self.values.dtype, "shape": self.shape}
-        facts |= {"n": self.pattern.n, "m": self.pattern.m}
-        found = [ops.select("linear", tokens=tokens, **facts).name for tokens in _REPORTED_TOKENS]
-        return " or ".join(dict.fromkeys(found))
+        return " or ".join(dict.fromkeys(self.kernel_for(tokens) for tokens in _REPORTED_TOKENS))
+
+    def kernel_for(self, tokens: int) -> str:
+        """Who multiplies so many tokens."""
+        n, m, device = self.pattern.n, self.pattern.m, self.values.device.type
+        facts = {"device": device, "dtype": self.values.dtype, "shape": self.shape, "n": n, "m": m}
+        return ops.select("linear", tokens=tokens, **facts).name
 
     def dense(self) -> Tensor:
         """The dense rows, unpacked once and kept."""
@@ -164,6 +169,10 @@ class PackedWeight(nn.ModuleList):
             outputs.append(rows.linear(x, None if bias is None else bias[part.start : part.stop], activation))
         return torch.cat(outputs, dim=-1)
 
+    def kernel(self) -> str:
+        """Who multiplies with the parts; "native or dense" where it depends on the number of tokens."""
+        return "+".join(dict.fromkeys(part.kernel() for part in self.rows))
+
     def patterns(self) -> str:
         """`1:16`, or `1:4+dense` for slices that differ."""
         return "+".join(dict.fromkeys(str(part.pattern or "dense") for part in self.stored.parts))
@@ -214,7 +223,7 @@ class NMLinear(_Stored, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         # Past nn.Module's own lookup, which is felt at one token.
         packed, parameters = cast(PackedWeight, self._modules["weight_nm"]), self._parameters
-        bias = parameters["bias"] if "bias" in parameters else self.bias  # which may be stored as well
+        bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401  # it may be stored: costly
         return packed.linear(input, bias, self.activation)
 
     def extra_repr(self) -> str:
@@ -223,24 +232,45 @@ class NMLinear(_Stored, nn.Linear):
 
 
 class NMConv2d(_Stored, nn.Conv2d):
-    """`nn.Conv2d` with a compressed weight. A 1x1 convolution is a product with every pixel a token, by the kernel of
-    the registry; its result lies in memory with the channels last. Any other is torch's, with the weight unpacked once.
+    """`nn.Conv2d` with a compressed weight: every output pixel a token of a product, or torch's own convolution.
+
+    As a product (see `nmflow.runtime.windows`), y lies in memory with the channels last; else the dense weight is
+    unpacked once and kept. 1x1 kernels are always products, others where the native kernel is expected to win.
     """
 
     weight = _reader("weight")
     weight_nm: PackedWeight
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.is_product() and input.dim() == 4:
-            step_y, step_x = self.stride
-            pixels = input[:, :, ::step_y, ::step_x].permute(0, 2, 3, 1)
-            return self.weight_nm.linear(pixels.contiguous(), self.bias).permute(0, 3, 1, 2)
+        if input.dim() == 4 and self.is_product(input):
+            return self.weight_nm.linear(self.windows(input), self.bias).permute(0, 3, 1, 2)
         return cast(Tensor, self._conv_forward(input, self.weight_nm.dense(), self.bias))
 
-    def is_product(self) -> bool:
-        """Whether this convolution is a product with each pixel by itself."""
-        unpadded = isinstance(self.padding, str) or self.padding == (0, 0)  # "same" adds nothing to a 1x1
-        return self.kernel_size == (1, 1) and self.groups == 1 and unpadded
+    def is_product(self, input: Tensor | None = None) -> bool:
+        """Whether this convolution multiplies (an input like this one) as a linear layer does."""
+        if self.groups != 1 or self.padding_mode != "zeros":
+            return False
+        if self.kernel_size == (1, 1) and not any(self._reversed_padding_repeated_twice):
+            return True
+        if input is not None and torch.is_grad_enabled() and (input.requires_grad or _needs_grad(self.bias)):
+            return False  # windows of a large image are a lot to keep for a backward
+        if input is not None and torch.is_autocast_enabled(input.device.type):
+            return False
+        return all(
+            isinstance(rows, PackedRows)
+            and pays(rows.pattern, self.out_channels)
+            and rows.kernel_for(_REPORTED_TOKENS[-1]) == "native"
+            for rows in self.weight_nm
+        )
+
+    def windows(self, input: Tensor) -> Tensor:
+        """What the product takes, [batch, rows, columns, K]."""
+        padding = tuple(self._reversed_padding_repeated_twice)
+        return windows(input, self.kernel_size, self.stride, padding, self.dilation)  # type: ignore[arg-type]  # 2-D
+
+
+def _needs_grad(bias: Tensor | None) -> bool:
+    return bias is not None and bias.requires_grad
 
 
 class _StorageOnly(_Stored):

@@ -72,10 +72,10 @@ def compression_report(model: nn.Module) -> CompressionReport:
 
 
 def _kernel(module: nn.Module, local: str, packed: PackedWeight) -> str:
-    if local == "weight" and (isinstance(module, NMLinear) or (isinstance(module, NMConv2d) and module.is_product())):
-        return "+".join(dict.fromkeys(part.kernel() for part in packed.rows))
+    if local == "weight" and isinstance(module, NMLinear):
+        return packed.kernel()
     if local == "weight" and isinstance(module, NMConv2d):
-        return "dense"
+        return packed.kernel() if module.is_product() else "dense"
     return STORAGE_ONLY
 
 

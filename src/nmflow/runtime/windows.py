@@ -1,0 +1,44 @@
+"""A convolution as a product: what each output pixel sees, laid out as one row; and when that pays."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from nmflow.pattern import Pattern
+
+
+def windows(
+    x_BCHW: Tensor,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+) -> Tensor:
+    """[batch, rows out, columns out, kernel rows · kernel columns · C]: the order of the layout `conv`.
+
+    `padding` (left, right, top, bottom) is with zeros. Channels are the innermost, so an input whose channels lie last
+    is copied in long runs, and for a 1x1 kernel without stride not at all.
+    """
+    x_BHWC = x_BCHW.permute(0, 2, 3, 1)
+    if kernel == (1, 1) and not any(padding):
+        return x_BHWC[:, :: stride[0], :: stride[1]].contiguous()
+    x_BHWC = F.pad(x_BHWC, (0, 0, *padding)) if any(padding) else x_BHWC.contiguous()
+    batch, height, width, channels = x_BHWC.shape
+    out = [
+        (size - spread * (taps - 1) - 1) // step + 1
+        for size, taps, step, spread in zip((height, width), kernel, stride, dilation, strict=True)
+    ]
+    of_image, of_row, of_column, of_channel = x_BHWC.stride()
+    strides = (of_image, of_row * stride[0], of_column * stride[1], of_row * dilation[0], of_column * dilation[1])
+    view = x_BHWC.as_strided((batch, *out, *kernel, channels), (*strides, of_channel))
+    return view.reshape(batch, *out, kernel[0] * kernel[1] * channels)
+
+
+def pays(pattern: Pattern, out_channels: int) -> bool:
+    """Whether laying out windows and multiplying sparsely beats torch's dense convolution, on the CPU.
+
+    The layout costs about 28 / out_channels of the dense convolution (each window is read by that many rows), the
+    product 2.5 · N/M of it; measured for 3x3 kernels of 64 to 512 channels, `benchmarks/README.md`.
+    """
+    return 28 / out_channels + 2.5 * pattern.n / pattern.m < 1
