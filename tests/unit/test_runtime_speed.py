@@ -195,6 +195,36 @@ def test_dense_is_expected_where_it_is_faster() -> None:
     assert expected(3, 4, 196, dtype="bfloat16")
 
 
+# ------------------------------------------------------------------------------------- fused projections
+def test_slices_of_one_pattern_are_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nmflow.targets import Slot, record
+
+    torch.manual_seed(0)
+    dense = small(size=(16, 24))
+    pattern = nmflow.Pattern.parse("1:4")
+    record(dense, [Slot("weight", "rows", (24, 16), pattern, (start, start + 8)) for start in (0, 8, 16)])
+    layer = compress(dense)
+    assert len(layer.weight_nm.rows) == 3
+    seen: list[tuple[int, int]] = []
+    linear = PackedRows.linear
+
+    def watched(self: PackedRows, *args: Any) -> Tensor:
+        seen.append(self.shape)
+        return linear(self, *args)
+
+    monkeypatch.setattr(PackedRows, "linear", watched)
+    x = torch.randn(5, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), dense(x))
+        torch.testing.assert_close(copy.deepcopy(layer)(x), dense(x))
+        assert seen == [(24, 16), (24, 16)]
+        layer.weight_nm.rows[1].values.mul_(3)
+        dense.weight[8:16].mul_(3)
+        torch.testing.assert_close(layer(x), dense(x))
+    assert list(layer.state_dict()) == list(compress(dense).state_dict())
+    assert list(decompress(layer).state_dict()) == ["weight", "bias"]
+
+
 # ------------------------------------------------------------------------------------- convolutions
 @pytest.mark.parametrize("channels_last", [False, True], ids=["channels first", "channels last"])
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nmflow import ops
-from nmflow.ops.dense import Activation, activate, unpacked
+from nmflow.ops.dense import Activation, activate, unpacked, versions
 from nmflow.runtime.format import CompressedNM, weight_of
 from nmflow.runtime.parts import StoredWeight
 from nmflow.runtime.view import WeightView
@@ -123,6 +123,19 @@ class DenseRows(nn.Module):
         return self.values
 
 
+@dataclass(frozen=True)
+class _Joined:
+    """Slices put together, and the tensors (and how often they had been written to) they were taken from."""
+
+    sources: tuple[Tensor, ...]
+    versions: tuple[int, ...]
+    whole: PackedRows
+
+    def holds(self, sources: tuple[Tensor, ...]) -> bool:
+        same = all(ours is theirs for ours, theirs in zip(self.sources, sources, strict=True))
+        return same and versions(*sources) == self.versions
+
+
 class PackedWeight(nn.ModuleList):
     """One weight as its row slices in order. Tied modules share one."""
 
@@ -132,6 +145,7 @@ class PackedWeight(nn.ModuleList):
         super().__init__(PackedRows(part) if isinstance(part, CompressedNM) else DenseRows(part) for part in parts)
         self.stored = stored
         self.requires_grad = requires_grad  # what the parameter gets back
+        self._joined: _Joined | None = None
 
     @property
     def rows(self) -> list[PackedRows | DenseRows]:
@@ -164,10 +178,34 @@ class PackedWeight(nn.ModuleList):
         """y = act(x W^T + b), slice by slice."""
         if len(self._modules) == 1:
             return cast(PackedRows, self._modules["0"]).linear(x, bias, activation)
+        if not torch.compiler.is_compiling() and (whole := self._whole()) is not None:
+            return whole.linear(x, bias, activation)
         outputs = []
         for part, rows in zip(self.stored.parts, self.rows, strict=True):
             outputs.append(rows.linear(x, None if bias is None else bias[part.start : part.stop], activation))
         return torch.cat(outputs, dim=-1)
+
+    def multiplied(self) -> list[PackedRows | DenseRows]:
+        """The rows as they are multiplied: slices of one pattern together."""
+        whole = self._whole() if len(self._modules) > 1 else None
+        return self.rows if whole is None else [whole]
+
+    def _whole(self) -> PackedRows | None:
+        """Slices of one pattern (a fused query, key and value) as one, for one product in place of three."""
+        parts = [part for part in self.rows if isinstance(part, PackedRows)]
+        if len(parts) < len(self._modules) or any(part.pattern != parts[0].pattern for part in parts):
+            return None
+        sources = tuple(tensor for part in parts for tensor in (part.values, part.offsets))
+        joined = self._joined
+        if joined is None or not joined.holds(sources):
+            values, offsets = torch.cat(sources[::2]), torch.cat(sources[1::2])
+            shape, pattern = (values.shape[0], self.stored.axis), parts[0].pattern
+            whole = PackedRows(CompressedNM(values, offsets, shape, pattern, "rows"))
+            joined = self._joined = _Joined(sources, versions(*sources), whole)
+        return joined.whole
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_joined": None}
 
     def kernel(self) -> str:
         """Who multiplies with the parts; "native or dense" where it depends on the number of tokens."""

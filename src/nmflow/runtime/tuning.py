@@ -91,7 +91,7 @@ def _sizes(model: nn.Module, example: Any) -> list[tuple[PackedRows, int]]:
                 return
             x = module.windows(x)
         tokens = x.shape[:-1].numel()
-        for rows in packed.rows:
+        for rows in packed.multiplied():
             if isinstance(rows, PackedRows) and x.is_cpu and tokens:
                 seen[id(rows), tokens] = rows, tokens
 
