@@ -14,7 +14,7 @@ constexpr int64_t piece_entries = 1024;
 constexpr int64_t most_lanes = 16;
 constexpr int64_t piece_words = NMFLOW_PROJECT_LARGEST_M / 64 + 2;
 
-// Where rows are neighbours, a piece is that part of a panel of rows, as many as a word has bits; their keys stay in L2.
+// Where rows are neighbours, a piece is that part of a panel of rows, as many as a word has bits; its keys stay in L2.
 constexpr int64_t panel_rows = 64;
 constexpr int64_t panel_entries = 128;
 

@@ -7,7 +7,7 @@
 namespace nmflow {
 namespace NMFLOW_ISA {
 
-// From entry `at` of a line on; a line is what lies in memory without a gap, a row or, of columns, an entry of every row.
+// From entry `at` of a line on. A line is what lies in memory without a gap: a row, or of columns an entry of all rows.
 template <class T>
 static inline Piece<T> piece_at(const nmflow_projection &job, int64_t line, int64_t at) {
     return {

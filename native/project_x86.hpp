@@ -1,4 +1,4 @@
-// Writing what was selected, in x86 vectors of either width: sixty-four entries a word of bits, past the caches if told.
+// Writing what was selected, in x86 vectors of either width: a word of bits at a time, past the caches where told.
 //
 // Included after the instruction set's
 //   Floats, Bits, Halves     a vector of float, the same width as plain bits, and half of that
