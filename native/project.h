@@ -23,15 +23,22 @@ typedef struct nmflow_projection {
     int32_t isa;   /* of enum nmflow_isa */
     float decay;
     int32_t stream; /* outputs bypass the caches: 1 always where alignment allows, 0 never, -1 where they are large */
+    int32_t columns; /* 0: the entries of a row are neighbours, and a stride leads from row to row. 1: the rows are
+                        neighbours (w is stored [cols, rows], the other tensors too), a stride leads from one entry of
+                        a row to the next; `bits` alone lies as under 0 */
     const void *w;
     uint8_t *mask;   /* 0 or 1, or null; what it held before is read for `flips` */
     void *effective; /* or null; may be w itself */
     uint16_t *cast;  /* effective rounded to bfloat16 for a float32 w, or null */
-    int64_t w_stride, mask_stride, effective_stride, cast_stride; /* entries from row to row */
+    uint8_t *bits;   /* or null; the mask at one bit an entry, entry k of a row in bit k % 8 of byte k / 8. A row has
+                        ceil(cols / 8) bytes, the bits behind its last entry are 0 */
+    int64_t w_stride, mask_stride, effective_stride, cast_stride; /* in entries */
+    int64_t bits_stride;                                          /* in bytes, from row to row */
 } nmflow_projection;
 
 /* flips: entries of the mask that differ from what it held before (0 without a mask). Serial where `parallel` is null.
-   NMFLOW_BAD_ARGUMENT, and nothing written, unless 1 <= n <= m <= NMFLOW_PROJECT_LARGEST_M and rows do not overlap. */
+   NMFLOW_BAD_ARGUMENT, and nothing written, unless 1 <= n <= m <= NMFLOW_PROJECT_LARGEST_M and rows do not overlap.
+   NMFLOW_NO_MEMORY: no scratch memory, which columns need; the outputs are undefined. */
 NMFLOW_API int32_t nmflow_project(const nmflow_projection *projection, nmflow_parallel_for parallel, int64_t *flips);
 
 #ifdef __cplusplus

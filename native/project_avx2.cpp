@@ -60,108 +60,60 @@ static inline Key keys(const T *p, int64_t length, int32_t pad) {
 }
 
 // ---------------------------------------------------------------------------------------------------------- writing
-static inline void store(void *to, __m256i v, bool stream) {
-    if (stream)
-        _mm256_stream_si256((__m256i *)to, v);
-    else
-        _mm256_storeu_si256((__m256i *)to, v);
-}
+typedef __m256 Floats;
+typedef __m256i Bits;
+typedef __m128i Halves;  // sixteen bits a lane of Floats
+
+static inline Bits load(const void *p) { return _mm256_loadu_si256((const Bits *)p); }
+static inline Floats every(float x) { return _mm256_set1_ps(x); }
+static inline Halves low(Bits v) { return _mm256_castsi256_si128(v); }
+static inline Halves high(Bits v) { return _mm256_extracti128_si256(v, 1); }
+static inline Bits joined(Halves low, Halves high) { return _mm256_set_m128i(high, low); }
+static inline void store(void *to, Halves v) { _mm_storeu_si128((Halves *)to, v); }
+static inline void store(void *to, Bits v) { _mm256_storeu_si256((Bits *)to, v); }
+static inline void stream(void *to, Bits v) { _mm256_stream_si256((Bits *)to, v); }
 
 // All bits of lane l where bit l of `word` is set.
-static inline __m256i lanes32(uint32_t word) {
-    const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+static inline Bits lanes32(uint32_t word) {
+    const Bits bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
     return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32((int32_t)word), bit), bit);
 }
-static inline __m256i lanes16(uint32_t word) {
-    const __m256i bit = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, -32768);
+static inline Bits lanes16(uint32_t word) {
+    const Bits bit = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, -32768);
     return _mm256_cmpeq_epi16(_mm256_and_si256(_mm256_set1_epi16((int16_t)word), bit), bit);
 }
-static inline __m256i lanes8(uint32_t word) {
-    const __m256i byte = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
-    const __m256i bit = _mm256_set1_epi64x((int64_t)0x8040201008040201);
-    const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32((int32_t)word), byte);
+static inline Bits lanes8(uint32_t word) {
+    const Bits byte = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const Bits bit = _mm256_set1_epi64x((int64_t)0x8040201008040201);
+    const Bits spread = _mm256_shuffle_epi8(_mm256_set1_epi32((int32_t)word), byte);
     return _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
 }
 
-static inline __m128i to_bf16(__m256 v) {
-    const __m256i bits = _mm256_castps_si256(v);
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), odd);
-    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
-    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-    const __m256i upper = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
-    return _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1));
+static inline Bits chosen32(uint64_t word, Bits kept, Bits pruned) {
+    return _mm256_blendv_epi8(pruned, kept, lanes32((uint32_t)word));
+}
+static inline Bits chosen16(uint64_t word, Bits kept, Bits pruned) {
+    return _mm256_blendv_epi8(pruned, kept, lanes16((uint32_t)word));
+}
+static inline Bits ones8(uint64_t word) { return _mm256_and_si256(lanes8((uint32_t)word), _mm256_set1_epi8(1)); }
+static inline uint64_t not_zero8(Bits v) {
+    return ~(uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(v, _mm256_setzero_si256()));
 }
 
-static inline __m256 widen16(bf16, __m128i v) {
+static inline Halves upper_halves(Bits v) {
+    const Bits shifted = _mm256_srli_epi32(v, 16);
+    return _mm_packus_epi32(low(shifted), high(shifted));
+}
+static inline Floats widened(bf16, Halves v) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16));
 }
-static inline __m256 widen16(f16, __m128i v) { return _mm256_cvtph_ps(v); }
-static inline __m128i narrow16(bf16, __m256 v) { return to_bf16(v); }
-static inline __m128i narrow16(f16, __m256 v) { return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
-
-template <bool Stream>
-static inline void write_word(const Piece<f32> &piece, int64_t i, uint64_t word, float decay) {
-    for (int v = 0; v < 64; v += 8) {
-        const __m256 keep = _mm256_castsi256_ps(lanes32((uint32_t)(word >> v)));
-        const __m256 w = _mm256_loadu_ps((const float *)(piece.w + i + v));
-        const __m256 out = decay == 0 ? _mm256_and_ps(w, keep)
-                                      : _mm256_blendv_ps(_mm256_mul_ps(w, _mm256_set1_ps(decay)), w, keep);
-        if (piece.effective) store(piece.effective + i + v, _mm256_castps_si256(out), Stream);
-        if (piece.cast) _mm_storeu_si128((__m128i *)(piece.cast + i + v), to_bf16(out));
-    }
-}
-
-template <bool Stream, class T>
-static inline void write_word(const Piece<T> &piece, int64_t i, uint64_t word, float decay) {
-    if (!piece.effective) return;
-    for (int v = 0; v < 64; v += 16) {
-        const __m256i keep = lanes16((uint32_t)(word >> v));
-        const __m256i w = _mm256_loadu_si256((const __m256i *)(piece.w + i + v));
-        __m256i out = _mm256_and_si256(w, keep);
-        if (decay != 0) {
-            const __m256 d = _mm256_set1_ps(decay);
-            const __m128i low = narrow16(T(), _mm256_mul_ps(widen16(T(), _mm256_castsi256_si128(w)), d));
-            const __m128i high = narrow16(T(), _mm256_mul_ps(widen16(T(), _mm256_extracti128_si256(w, 1)), d));
-            out = _mm256_blendv_epi8(_mm256_set_m128i(high, low), w, keep);
-        }
-        store(piece.effective + i + v, out, Stream);
-    }
-}
-
-template <bool Stream, class T>
-static int64_t write_words_as(const Piece<T> &piece, const uint64_t *bits, int64_t entries, float decay,
-                              int64_t &flips) {
-    int64_t i = 0;
-    for (; i + 64 <= entries; i += 64) {
-        const uint64_t word = bits[i / 64];
-        if (piece.mask)
-            for (int v = 0; v < 64; v += 32) {
-                const __m256i before = _mm256_loadu_si256((const __m256i *)(piece.mask + i + v));
-                const uint32_t part = (uint32_t)(word >> v);
-                const int unset = _mm256_movemask_epi8(_mm256_cmpeq_epi8(before, _mm256_setzero_si256()));
-                flips += __builtin_popcount(part ^ ~(uint32_t)unset);
-                store(piece.mask + i + v, _mm256_and_si256(lanes8(part), _mm256_set1_epi8(1)), Stream);
-            }
-        write_word<Stream>(piece, i, word, decay);
-    }
-    return i;
-}
-
-// Entries in sixty-fours; returns how many those were.
-template <class T>
-static int64_t write_words(const Piece<T> &piece, const uint64_t *bits, int64_t entries, float decay, bool stream,
-                           int64_t &flips) {
-    return stream ? write_words_as<true>(piece, bits, entries, decay, flips)
-                  : write_words_as<false>(piece, bits, entries, decay, flips);
-}
-
-static inline void finish_streaming(bool stream) {
-    if (stream) _mm_sfence();
-}
+static inline Floats widened(f16, Halves v) { return _mm256_cvtph_ps(v); }
+static inline Halves narrowed(f16, Floats v) { return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
 
 }  // namespace NMFLOW_ISA
 }  // namespace nmflow
+
+#include "project_x86.hpp"
 
 #include "project_pieces.hpp"
 

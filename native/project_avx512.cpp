@@ -73,88 +73,39 @@ static inline Key keys(const T *p, int64_t length, int32_t pad) {
 }
 
 // ---------------------------------------------------------------------------------------------------------- writing
-static inline void store(void *to, __m512i v, bool stream) {
-    if (stream)
-        _mm512_stream_si512((__m512i *)to, v);
-    else
-        _mm512_storeu_si512(to, v);
-}
+typedef __m512 Floats;
+typedef __m512i Bits;
+typedef __m256i Halves;  // sixteen bits a lane of Floats
 
-static inline __m256i to_bf16(__m512 v) {
-    const __m512i bits = _mm512_castps_si512(v);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
-    const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
-    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
-}
+static inline Bits load(const void *p) { return _mm512_loadu_si512(p); }
+static inline Floats every(float x) { return _mm512_set1_ps(x); }
+static inline Halves low(Bits v) { return _mm512_castsi512_si256(v); }
+static inline Halves high(Bits v) { return _mm512_extracti64x4_epi64(v, 1); }
+static inline Bits joined(Halves low, Halves high) { return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1); }
+static inline void store(void *to, Halves v) { _mm256_storeu_si256((Halves *)to, v); }
+static inline void store(void *to, Bits v) { _mm512_storeu_si512(to, v); }
+static inline void stream(void *to, Bits v) { _mm512_stream_si512((Bits *)to, v); }
 
-static inline __m512 widen16(bf16, __m256i v) {
+static inline Bits chosen32(uint64_t word, Bits kept, Bits pruned) {
+    return _mm512_mask_mov_epi32(pruned, (__mmask16)word, kept);
+}
+static inline Bits chosen16(uint64_t word, Bits kept, Bits pruned) {
+    return _mm512_mask_mov_epi16(pruned, (__mmask32)word, kept);
+}
+static inline Bits ones8(uint64_t word) { return _mm512_maskz_set1_epi8(word, 1); }
+static inline uint64_t not_zero8(Bits v) { return _mm512_test_epi8_mask(v, v); }
+
+static inline Halves upper_halves(Bits v) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(v, 16)); }
+static inline Floats widened(bf16, Halves v) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
 }
-static inline __m512 widen16(f16, __m256i v) { return _mm512_cvtph_ps(v); }
-static inline __m256i narrow16(bf16, __m512 v) { return to_bf16(v); }
-static inline __m256i narrow16(f16, __m512 v) { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
-
-template <bool Stream>
-static inline void write_word(const Piece<f32> &piece, int64_t i, uint64_t word, float decay) {
-    for (int v = 0; v < 64; v += 16) {
-        const __mmask16 keep = (__mmask16)(word >> v);
-        const __m512 w = _mm512_loadu_ps(piece.w + i + v);
-        const __m512 out = decay == 0 ? _mm512_maskz_mov_ps(keep, w)
-                                      : _mm512_mask_mul_ps(w, (__mmask16)~keep, w, _mm512_set1_ps(decay));
-        if (piece.effective) store(piece.effective + i + v, _mm512_castps_si512(out), Stream);
-        if (piece.cast) _mm256_storeu_si256((__m256i *)(piece.cast + i + v), to_bf16(out));
-    }
-}
-
-template <bool Stream, class T>
-static inline void write_word(const Piece<T> &piece, int64_t i, uint64_t word, float decay) {
-    if (!piece.effective) return;
-    for (int v = 0; v < 64; v += 32) {
-        const __mmask32 keep = (__mmask32)(word >> v);
-        const __m512i w = _mm512_loadu_si512(piece.w + i + v);
-        __m512i pruned = _mm512_setzero_si512();
-        if (decay != 0) {
-            const __m512 d = _mm512_set1_ps(decay);
-            const __m256i low = narrow16(T(), _mm512_mul_ps(widen16(T(), _mm512_castsi512_si256(w)), d));
-            const __m256i high = narrow16(T(), _mm512_mul_ps(widen16(T(), _mm512_extracti64x4_epi64(w, 1)), d));
-            pruned = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-        }
-        store(piece.effective + i + v, _mm512_mask_mov_epi16(pruned, keep, w), Stream);
-    }
-}
-
-template <bool Stream, class T>
-static int64_t write_words_as(const Piece<T> &piece, const uint64_t *bits, int64_t entries, float decay,
-                              int64_t &flips) {
-    int64_t i = 0;
-    for (; i + 64 <= entries; i += 64) {
-        const uint64_t word = bits[i / 64];
-        if (piece.mask) {
-            const __m512i before = _mm512_loadu_si512(piece.mask + i);
-            flips += __builtin_popcountll(word ^ _mm512_test_epi8_mask(before, before));
-            store(piece.mask + i, _mm512_maskz_set1_epi8(word, 1), Stream);
-        }
-        write_word<Stream>(piece, i, word, decay);
-    }
-    return i;
-}
-
-// Entries in sixty-fours; returns how many those were.
-template <class T>
-static int64_t write_words(const Piece<T> &piece, const uint64_t *bits, int64_t entries, float decay, bool stream,
-                           int64_t &flips) {
-    return stream ? write_words_as<true>(piece, bits, entries, decay, flips)
-                  : write_words_as<false>(piece, bits, entries, decay, flips);
-}
-
-static inline void finish_streaming(bool stream) {
-    if (stream) _mm_sfence();
-}
+static inline Floats widened(f16, Halves v) { return _mm512_cvtph_ps(v); }
+static inline Halves narrowed(f16, Floats v) { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
 
 }  // namespace NMFLOW_ISA
 }  // namespace nmflow
+
+#include "project_x86.hpp"
 
 #include "project_pieces.hpp"
 

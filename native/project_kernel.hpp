@@ -14,18 +14,22 @@ constexpr int64_t piece_entries = 1024;
 constexpr int64_t most_lanes = 16;
 constexpr int64_t piece_words = NMFLOW_PROJECT_LARGEST_M / 64 + 2;
 
+// Where rows are neighbours, a piece is that part of a panel of rows, as many as a word has bits; its keys stay in L2.
+constexpr int64_t panel_rows = 64;
+constexpr int64_t panel_entries = 128;
+
 struct Projection {
     nmflow_projection job;
     int64_t piece;           // entries of a piece; the last of a row may be shorter
-    int64_t pieces_per_row;
+    int64_t pieces_per_row;  // or per panel
     bool stream;
 };
 
-// Does the pieces [begin, end) and returns how many entries of the mask changed.
+// Does the pieces [begin, end) and returns how many entries of the mask changed, or -1 for want of scratch memory.
 using ProjectKernel = int64_t (*)(const Projection &, int64_t begin, int64_t end);
 
 struct ProjectKernels {
-    ProjectKernel of_dtype[3];  // in the order of the dtypes' numbers
+    ProjectKernel rows[3], columns[3];  // in the order of the dtypes' numbers
 };
 
 // One table an instruction set; null where the library was built without it.

@@ -43,10 +43,8 @@ static inline V load(const bf16 *p) { return load_first(p, lanes); }
 static inline void store(bf16 *p, V v) { store_first(p, v, lanes); }
 
 static inline void transpose(V *r) {
-    V t[lanes] = {};
-    for (int i = 0; i < lanes; ++i)
-        for (int j = 0; j < lanes; ++j) t[i][j] = r[j][i];
-    for (int i = 0; i < lanes; ++i) r[i] = t[i];
+    const V a = r[0], b = r[1], c = r[2], d = r[3];
+    for (int i = 0; i < lanes; ++i) r[i] = V{a[i], b[i], c[i], d[i]};
 }
 
 }  // namespace portable

@@ -6,6 +6,7 @@ The oracle writes the dense weight entry by entry and multiplies in float64; it 
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,13 +19,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from nmflow.ops import native
-from nmflow.ops.native_plan import DENSE, Key, NativePlan, Tiling, bucket, candidates, default_tiling
+from nmflow.ops.native_plan import DENSE, Key, NativePlan, Split, Tiling, bucket, candidates, default_tiling
 
 missing = native.why_not()
 pytestmark = pytest.mark.skipif(missing is not None, reason=f"native library: {missing}")
 
 HERE = () if missing else native.ISAS[: native.ISAS.index(str(native.describe()["isa"])) + 1]
 PATTERNS = [(2, 4), (1, 4), (1, 8), (1, 16), (1, 32), (1, 64), (1, 128), (3, 5), (4, 16), (16, 128), (2, 300), (5, 5)]
+EXAMPLES = int(os.environ.get("NMFLOW_TEST_EXAMPLES", 80))  # fewer where sanitizers slow everything
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-3}
 
 
@@ -109,7 +111,36 @@ def test_every_tiling_agrees_with_the_dense_product(isa: str, dtype: torch.dtype
                 assert gap(y, expected) <= TOLERANCE[dtype], (rows, axis, tokens, tiling)
 
 
-@settings(max_examples=80, deadline=None)
+@pytest.mark.parametrize("isa", HERE)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("split", ["rows", "tokens"])
+def test_sums_that_stay_in_registers(isa: str, dtype: torch.dtype, split: Split, threads: int) -> None:
+    """TB with one vector of tokens, one of rows and all columns in one K-block: `tb_direct`.
+
+    The axes make the indices one byte and two; the rows and tokens end within a vector of every instruction set, the
+    kept weights of a row (1, 2, 3 and 0 more than fours) within a load of four.
+    """
+    functions = [None, "relu", "gelu", "gelu_tanh", "silu"]
+    cases = [(1, 16, 80), (3, 16, 96), (1, 4, 248), (5, 20, 72), (1, 32, 600), (2, 64, 1000), (1, 300, 900)]
+    for i, (n, m, axis) in enumerate(cases):
+        for rows, tokens in ((37, 21), (64, 16), (5, 3)):
+            values, offsets, dense = weight(rows, axis, n, m, dtype, i)
+            packed = native.prepare(values, offsets, rows, axis, n, m, isa=isa)
+            choose(packed, tokens, Tiling("tb", -(-axis // m) * m, 1, 1, split))
+            x, bias = torch.randn(tokens, axis).to(dtype), torch.randn(rows).to(dtype)
+            product = x.double() @ dense.T
+            for activation in functions if (rows, i) in ((37, 1), (37, 4)) else functions[i % 5 :: 5]:
+                for add in (None, bias):
+                    expected = product if add is None else product + add.double()
+                    room = poisoned(tokens + 1, rows + 3, dtype=dtype)
+                    native.linear(x, packed, add, activation, out=room[:tokens, :rows])
+                    error = gap(room[:tokens, :rows], native.activate(expected, activation))
+                    assert error <= TOLERANCE[dtype], (n, m, axis, rows, tokens, activation, add is None)
+                    assert room[tokens:].isnan().all()
+                    assert room[:, rows:].isnan().all()
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(data=st.data())
 def test_any_shape_pattern_and_stride(data: st.DataObject) -> None:
     draw = data.draw

@@ -5,16 +5,21 @@ The oracle sorts the magnitudes of one block at a time in float64, where every m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+from nmflow import Sparsifier
+from nmflow.attach import attached_weights
+from nmflow.layout import to_rows
 from nmflow.masks import REMAINDERS
-from nmflow.ops import native_library
+from nmflow.ops import native_library, native_project, projection
 from nmflow.ops.native_project import LARGEST_M, project_native, why_not
 from nmflow.pattern import Pattern
 
@@ -23,8 +28,11 @@ pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"no native projec
 BEST = 0 if why_not() else native_library.library().best_isa
 ISAS = native_library.ISAS[: BEST + 1]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+LIE = ["rows", "columns"]
+"""Whether the entries of a row, or else the rows, are neighbours in memory."""
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 NAN, INF = float("nan"), float("inf")
+EXAMPLES = int(os.environ.get("NMFLOW_TEST_EXAMPLES", 120))                 # fewer where sanitizers slow everything
 
 # Every method of native/project_select.hpp, in the widths of every instruction set.
 PATTERNS = [
@@ -63,18 +71,29 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return bool((nan | (a.contiguous().view(BITS[a.dtype]) == b.contiguous().view(BITS[b.dtype]))).all())
 
 
-def check(w_RK: Tensor, pattern: str, decay: float, isa: str = "auto") -> None:
-    """Projects into poisoned outputs and compares mask, flips and W~ with the oracle."""
+def lying(tensor_RK: Tensor, lie: str) -> Tensor:
+    """The same tensor with its rows, or its columns, without gaps in memory."""
+    return tensor_RK.t().contiguous().t() if lie == "columns" else tensor_RK.contiguous()
+
+
+def packed(mask_RK: Tensor) -> Tensor:
+    return torch.from_numpy(np.packbits(mask_RK.contiguous().numpy(), axis=1, bitorder="little"))
+
+
+def check(w_RK: Tensor, pattern: str, decay: float, isa: str = "auto", lie: str = "rows") -> None:
+    """Projects into poisoned outputs and compares mask, flips, W~ and bits with the oracle. W lies as `lie` says."""
     form = Pattern.parse(pattern)
     keep = survivors(w_RK, form.n, form.m)
     before = torch.rand(w_RK.shape, generator=torch.Generator().manual_seed(1)) < 0.5
-    mask, effective = before.clone(), torch.full_like(w_RK, NAN)
-    flips = project_native(w_RK, form, decay, "partial", mask, effective, isa=isa)
+    mask, effective = lying(before, lie).clone(), lying(torch.full_like(w_RK, NAN), lie)
+    bits = torch.full((len(w_RK), -(-w_RK.shape[1] // 8)), 0xA5, dtype=torch.uint8)
+    flips = project_native(w_RK, form, decay, "partial", mask, effective, bits_RB=bits, isa=isa)
     assert torch.equal(mask, keep), f"mask of {pattern}"
     assert torch.equal(mask.view(torch.uint8), keep.view(torch.uint8))      # True is 1, not merely non-zero
     assert flips == int((before != keep).sum())
     assert torch.equal(effective[keep].view(BITS[w_RK.dtype]), w_RK[keep].view(BITS[w_RK.dtype]))
     assert same_bits(effective[~keep], w_RK[~keep] * decay if decay else torch.zeros_like(w_RK[~keep]))
+    assert torch.equal(bits, packed(keep))
 
 
 @pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
@@ -96,9 +115,20 @@ def test_it_is_the_stable_sort(pattern: str, isa: str, dtype: torch.dtype) -> No
             check(weights(kind, 2, axis, dtype), pattern, decay, isa)
 
 
-@settings(max_examples=120, deadline=None)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_it_is_the_stable_sort_of_columns(pattern: str, isa: str, dtype: torch.dtype) -> None:
+    m = Pattern.parse(pattern).m
+    for kind, decay, rows in [("random", 0.37, 64), ("tied", 0.0, 67), ("special", 0.37, 3)]:
+        for axis in (64 * m if m <= 8 else 2 * m, 5 * m + m // 2 + 1):      # a panel as one row; a short last block
+            check(lying(weights(kind, rows, axis, dtype), "columns"), pattern, decay, isa, "columns")
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(
-    rows=st.integers(1, 4),
+    lie=st.sampled_from(LIE),
+    rows=st.integers(1, 4) | st.integers(60, 140),
     axis=st.integers(1, 300),
     nm=st.integers(1, 140).flatmap(lambda m: st.tuples(st.integers(1, m), st.just(m))),
     kind=st.sampled_from(["random", "tied", "special"]),
@@ -109,6 +139,7 @@ def test_it_is_the_stable_sort(pattern: str, isa: str, dtype: torch.dtype) -> No
     seed=st.integers(0, 99),
 )
 def test_any_shape_pattern_and_stride(
+    lie: str,
     rows: int,
     axis: int,
     nm: tuple[int, int],
@@ -119,14 +150,19 @@ def test_any_shape_pattern_and_stride(
     gap: int,
     seed: int,
 ) -> None:
-    wide = weights(kind, rows, axis + gap, dtype, seed)
-    check(wide[:, gap // 2 : gap // 2 + axis], f"{nm[0]}:{nm[1]}", decay, isa)
+    if lie == "rows":
+        w = weights(kind, rows, axis + gap, dtype, seed)[:, gap // 2 : gap // 2 + axis]
+    else:
+        w = weights(kind, axis, rows + gap, dtype, seed)[:, gap // 2 : gap // 2 + rows].t()
+    check(w, f"{nm[0]}:{nm[1]}", decay, isa, lie)
 
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_the_longest_block_and_one_longer_than_the_axis(isa: str) -> None:
-    check(weights("random", 1, LARGEST_M + 100, torch.float32), f"{LARGEST_M // 2}:{LARGEST_M}", 0.0, isa)
-    check(weights("tied", 1, LARGEST_M - 1, torch.bfloat16), f"9:{LARGEST_M}", 0.0, isa)
+    for lie in LIE:
+        w = lying(weights("random", 2, LARGEST_M + 100, torch.float32), lie)
+        check(w, f"{LARGEST_M // 2}:{LARGEST_M}", 0.0, isa, lie)
+        check(lying(weights("tied", 2, LARGEST_M - 1, torch.bfloat16), lie), f"9:{LARGEST_M}", 0.0, isa, lie)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -137,11 +173,14 @@ def test_nan_payloads_and_signs_do_not_rank(isa: str, dtype: torch.dtype) -> Non
     rising = [top + 1, top + 3 + sign, top + 5, top, top + 7]               # the fourth is infinity
     for pattern in ("1:5", "2:5", "3:5", "4:5"):
         w = torch.tensor([rising * 32], dtype=BITS[dtype]).view(dtype)
-        check(w, pattern, 0.0, isa)
+        for lie in LIE:
+            check(lying(w, lie), pattern, 0.0, isa, lie)
     for m in (4, 8, 16, 32, 64, 128):
         for n in {1, 2, m // 2, m - 1}:
             block = torch.arange(m) % 60 + top + 1
-            check(block.repeat(48).view(1, -1).to(BITS[dtype]).view(dtype), f"{n}:{m}", 0.0, isa)
+            w = block.repeat(48).view(1, -1).to(BITS[dtype]).view(dtype)
+            for lie in LIE:
+                check(lying(w, lie), f"{n}:{m}", 0.0, isa, lie)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
@@ -165,31 +204,41 @@ def test_equal_magnitudes_keep_the_lowest_index(pattern: str, isa: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------- outputs
+@pytest.mark.parametrize("lie", LIE)
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_nothing_beside_the_outputs_is_written(dtype: torch.dtype, isa: str) -> None:
+def test_nothing_beside_the_outputs_is_written(dtype: torch.dtype, isa: str, lie: str) -> None:
     for axis in (1, 63, 64, 65, 127, 200):
-        frame = torch.full((5, axis + 140), 7.0, dtype=dtype)
-        mask_frame = torch.full(frame.shape, 7, dtype=torch.uint8)
-        inside = (slice(1, 4), slice(70, 70 + axis))
-        w = weights("random", 3, axis, dtype)
+        shape = (5, axis + 140) if lie == "rows" else (axis + 2, 140)
+        inside = (slice(1, 4), slice(70, 70 + axis)) if lie == "rows" else (slice(1, 1 + axis), slice(64, 67))
+        frame, mask_frame = torch.full(shape, 7.0, dtype=dtype), torch.full(shape, 7, dtype=torch.uint8)
+        bits_frame = torch.full((5, axis + 20), 7, dtype=torch.uint8)
+        bits = bits_frame[1:4, 9 : 9 + -(-axis // 8)]
+        w = lying(weights("random", 3, axis, dtype), lie)
         mask, effective = mask_frame.view(torch.bool)[inside], frame[inside]
-        project_native(w, Pattern(2, 4), 0.0, "partial", mask, effective, isa=isa)
+        if lie == "columns":
+            mask, effective = mask.t(), effective.t()
+        project_native(w, Pattern(2, 4), 0.0, "partial", mask, effective, bits_RB=bits, isa=isa)
         keep = survivors(w, 2, 4)
         assert torch.equal(mask, keep)
         assert torch.equal(effective, w * keep)
+        assert torch.equal(bits, packed(keep))
         effective.fill_(7.0)
-        mask_frame[inside] = 7
+        mask_frame[inside] = bits[:] = 7
         assert bool((frame == 7).all())
         assert bool((mask_frame == 7).all())
+        assert bool((bits_frame == 7).all())
 
 
+@pytest.mark.parametrize("lie", LIE)
 @pytest.mark.parametrize("isa", ISAS)
-def test_outputs_that_leave_the_caches(isa: str, threads: int) -> None:
-    w = weights("random", 300, 12288, torch.float32)                        # 33 MB with the outputs: streamed
+def test_outputs_that_leave_the_caches(isa: str, threads: int, lie: str) -> None:
+    w = weights("random", 320, 12288, torch.float32)                        # 35 MB with the outputs: streamed
     blocks = w.view(-1, 8).abs()
     keep = (blocks[:, :, None] < blocks[:, None, :]).sum(2).lt(2).view_as(w)  # fewer than two are larger; no ties here
-    mask, effective = torch.ones_like(keep), torch.full_like(w, NAN)
+    w = lying(w, lie)
+    mask, effective = lying(torch.ones_like(keep), lie), torch.full_like(w, NAN)
+    assert w.stride() == mask.stride() == effective.stride()
     flips = project_native(w, Pattern(2, 8), 0.5, "error", mask, effective, isa=isa)
     assert torch.equal(mask, keep)
     assert torch.equal(effective, torch.where(keep, w, w * 0.5))
@@ -197,35 +246,52 @@ def test_outputs_that_leave_the_caches(isa: str, threads: int) -> None:
     assert project_native(w, Pattern(2, 8), 0.5, "error", mask, effective, isa=isa) == 0
 
 
+@pytest.mark.parametrize("lie", LIE)
 @pytest.mark.parametrize("pattern", ["2:4", "3:7", "20:40"])
-def test_threads_share_the_rows(pattern: str, threads: int) -> None:
-    check(weights("random", 190, 501, torch.float32), pattern, 0.37)
+def test_threads_share_the_rows(pattern: str, threads: int, lie: str) -> None:
+    check(lying(weights("random", 190, 501, torch.float32), lie), pattern, 0.37, lie=lie)
 
 
+@pytest.mark.parametrize("lie", LIE)
 @pytest.mark.parametrize("isa", ISAS)
-def test_a_bfloat16_copy(isa: str) -> None:
-    w = weights("special", 3, 333, torch.float32)
-    effective, cast = torch.empty_like(w), torch.empty(w.shape, dtype=torch.bfloat16)
+def test_pieces_that_end_within_a_byte(isa: str, threads: int, lie: str) -> None:
+    for pattern in ("3:1001", "998:1001", "200:1001"):                      # blocks longer than what a word divides
+        check(lying(weights("random", 66, 2100, torch.float32), lie), pattern, 0.0, isa, lie)
+
+
+@pytest.mark.parametrize("lie", LIE)
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_bfloat16_copy(isa: str, lie: str) -> None:
+    w = lying(weights("special", 67, 333, torch.float32), lie)
+    effective, cast = torch.empty_like(w), torch.empty_like(w, dtype=torch.bfloat16)
     project_native(w, Pattern(2, 4), 0.37, "partial", None, effective, cast, isa=isa)
     assert same_bits(cast, effective.bfloat16())
 
 
+@pytest.mark.parametrize("lie", LIE)
 @pytest.mark.parametrize("isa", ISAS)
-def test_the_weight_may_be_its_own_output(isa: str) -> None:
-    w = weights("random", 4, 500, torch.float32)
+def test_the_weight_may_be_its_own_output(isa: str, lie: str) -> None:
+    w = lying(weights("random", 70, 500, torch.float32), lie)
     expected = w * survivors(w, 4, 16)
-    mask = torch.zeros(w.shape, dtype=torch.bool)
+    mask = torch.zeros_like(w, dtype=torch.bool)
     project_native(w, Pattern(4, 16), 0.0, "partial", mask, w, isa=isa)
     assert torch.equal(w, expected)
 
 
-def test_each_output_may_be_left_out() -> None:
-    w = weights("random", 4, 96, torch.float32)
-    keep, mask, effective = survivors(w, 1, 8), torch.zeros(w.shape, dtype=torch.bool), torch.empty_like(w)
-    assert project_native(w, Pattern(1, 8), 0.0, "error", mask, None) == int(keep.sum())
-    assert project_native(w, Pattern(1, 8), 0.0, "error", None, effective) == 0
-    assert torch.equal(mask, keep)
-    assert torch.equal(effective, w * keep)
+@pytest.mark.parametrize("lie", LIE)
+@pytest.mark.parametrize("given", range(16))
+def test_any_of_the_outputs_may_be_left_out(given: int, lie: str) -> None:
+    w = lying(weights("random", 70, 99, torch.float32), lie)
+    keep = survivors(w, 1, 8)
+    keep = lying(keep, lie)
+    expected = {"mask_RK": keep, "effective_RK": w * keep, "cast_RK": (w * keep).bfloat16(), "bits_RB": packed(keep)}
+    wanted = {name: value for bit, (name, value) in enumerate(expected.items()) if given >> bit & 1}
+    outputs = {name: torch.zeros_like(value) for name, value in wanted.items()}
+    everything = {"mask_RK": None, "effective_RK": None, **outputs}
+    flips = project_native(w, Pattern(1, 8), 0.0, "partial", **everything)
+    assert flips == (int(keep.sum()) if "mask_RK" in outputs else 0)
+    for name, output in outputs.items():
+        assert torch.equal(output, wanted[name]), name
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (3, 0), (0, 0)])
@@ -271,10 +337,74 @@ def test_every_misfit_is_named_before_anything_is_written() -> None:
         project_native(w.bfloat16(), Pattern(2, 4), 0.0, "error", None, None, w.bfloat16())
     with pytest.raises(ValueError, match="rows of effective overlap"):
         project_native(w, Pattern(2, 4), 0.0, "error", mask, torch.empty(8).expand(4, 8))
+    with pytest.raises(ValueError, match="w: the entries of a row are 4 apart"):
+        project_native(lying(w, "columns"), Pattern(2, 4), 0.0, "error", mask, None)
+    with pytest.raises(ValueError, match="columns of effective overlap"):
+        project_native(lying(w, "columns"), Pattern(2, 4), 0.0, "error", None, torch.empty(4).expand(8, 4).t())
+    bits = torch.zeros(4, 2, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"bits has shape \(4, 2\), \(4, 1\) is that of w's mask"):
+        project_native(w, Pattern(2, 4), 0.0, "error", mask, None, bits_RB=bits)
+    with pytest.raises(ValueError, match="rows of bits overlap"):
+        project_native(w, Pattern(2, 4), 0.0, "error", mask, None, bits_RB=bits[:1, :1].expand(4, 1))
     assert not mask.any()
 
 
 def test_why_not_answers_with_a_reason() -> None:
     assert why_not(device="cpu", dtype=torch.float16, m=128, strides=((64, 1), (99, 1))) is None
-    for facts in ({"device": "cuda"}, {"dtype": torch.float64}, {"m": LARGEST_M + 1}, {"strides": ((1, 64),)}):
+    assert why_not(strides=((1, 64), (1, 99))) is None
+    for facts in ({"device": "cuda"}, {"dtype": torch.float64}, {"m": LARGEST_M + 1}, {"strides": ((1, 64), (64, 1))}):
         assert why_not(**facts)
+
+
+# ------------------------------------------------------------------------------------------------ in training
+def gpt2_conv1d() -> nn.Module:
+    return pytest.importorskip("transformers.pytorch_utils").Conv1D(96, 72)
+
+
+@pytest.mark.parametrize(
+    ("module", "layout"),
+    [
+        (gpt2_conv1d, "columns"),
+        (lambda: nn.Linear(72, 96), "rows"),
+        (lambda: nn.Conv2d(24, 70, 3), "conv"),
+        (lambda: nn.Conv2d(24, 70, 1), "conv"),
+        (lambda: nn.Conv2d(24, 70, 3).to(memory_format=torch.channels_last), "conv"),
+    ],
+    ids=["Conv1D of GPT-2", "Linear", "Conv2d", "Conv2d 1x1", "Conv2d channels last"],
+)
+def test_the_sparsifier_projects_every_layout_by_the_native_kernel(
+    module: Callable[[], nn.Module], layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(module())
+    seen: list[Tensor] = []
+
+    def spied(w_RK: Tensor, *arguments: object) -> int:                     # the kernel itself, and that it was asked
+        seen.append(w_RK)
+        return project_native(w_RK, *arguments)
+
+    monkeypatch.setattr(native_project, "project_native", spied)
+    sparsifier = Sparsifier(model, {"0.weight": "2:8"}, "ste", 4)
+    sparsifier.step()
+    ((weight, effective),) = attached_weights(model).values()
+    assert [slot.layout for slot in sparsifier.slots] == [layout]
+    assert seen
+    assert torch.equal(seen[-1], to_rows(weight.detach(), layout))
+    w = to_rows(weight.detach(), layout)
+    mask, expected = torch.zeros_like(w, dtype=torch.bool), torch.empty_like(w)
+    projection.project(w, Pattern(2, 8), 0.0, "error", mask, expected)
+    assert torch.equal(to_rows(effective.mask, layout), mask)
+    assert same_bits(to_rows(model[0].weight.detach(), layout), expected)
+    assert 0 < int(mask.sum()) < mask.numel()
+
+
+def test_slots_of_a_fused_weight_are_written_beside_each_other() -> None:
+    """Three slots of one weight: each a view of some rows, which are columns in memory."""
+    stored = torch.randn(64, 3 * 40, generator=torch.Generator().manual_seed(0))
+    w, mask, effective = stored.t(), torch.zeros(64, 120, dtype=torch.bool).t(), torch.zeros(64, 120).t()
+    for start in (0, 40, 80):
+        rows = slice(start, start + 40)
+        assert why_not(strides=(w[rows].stride(), mask[rows].stride(), effective[rows].stride())) is None
+        project_native(w[rows], Pattern(1, 4), 0.0, "error", mask[rows], effective[rows])
+    assert torch.equal(mask, survivors(w, 1, 4))
+    assert torch.equal(effective, w * survivors(w, 1, 4))

@@ -1,6 +1,6 @@
 """The step from W to W~ by the native library: mask, decay and the count of flips in one pass over a CPU weight.
 
-Shape suffixes: R rows, K entries of the reduction axis.
+Shape suffixes: R rows, K entries of the reduction axis, B bytes of a row at one bit an entry, ⌈K / 8⌉.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ISAS = {"auto": -1, "portable": 0, "avx2": 1, "avx512": 2}
 _TROUBLE = {
     1: "a number is out of range",
     2: "this machine, or this build, lacks the instruction set",
-    3: "torch's threads did not run it",
+    3: "there is no memory for scratch space, or torch's threads did not run it",
 }
 
 
@@ -33,9 +33,9 @@ class _Projection(ctypes.Structure):
 
     _fields_ = [
         *((name, c_int64) for name in ("rows", "cols", "n", "m")),
-        *(("dtype", c_int32), ("isa", c_int32), ("decay", c_float), ("stream", c_int32)),
-        *((name, c_void_p) for name in ("w", "mask", "effective", "cast")),
-        *((name, c_int64) for name in ("w_stride", "mask_stride", "effective_stride", "cast_stride")),
+        *(("dtype", c_int32), ("isa", c_int32), ("decay", c_float), ("stream", c_int32), ("columns", c_int32)),
+        *((name, c_void_p) for name in ("w", "mask", "effective", "cast", "bits")),
+        *((name, c_int64) for name in ("w_stride", "mask_stride", "effective_stride", "cast_stride", "bits_stride")),
     ]
 
 
@@ -54,8 +54,8 @@ def why_not(**facts: object) -> str | None:
         return f"it takes float32, bfloat16 and float16, not {dtype}"
     if isinstance(m, int) and m > LARGEST_M:
         return f"blocks of {m} are longer than {LARGEST_M} entries"
-    if isinstance(strides, tuple) and any(stride[-1] != 1 for stride in strides):
-        return "the entries of a row must lie next to each other"
+    if isinstance(strides, tuple) and not any(all(stride[dim] == 1 for stride in strides) for dim in (1, 0)):
+        return "the entries of a row, or else the rows, must lie next to each other, in every tensor alike"
     return None
 
 
@@ -67,6 +67,7 @@ def project_native(
     mask_RK: Tensor | None,
     effective_RK: Tensor | None,
     cast_RK: Tensor | None = None,
+    bits_RB: Tensor | None = None,
     isa: str = "auto",
 ) -> int:
     """Write Φ into `mask_RK` and W~ into `effective_RK`; return how many entries of the mask changed.
@@ -74,15 +75,18 @@ def project_native(
         W~ = W ⊙ [Φ + D·(1 - Φ)],    D = `decay`
 
     Bit for bit what `nmflow.ops.projection.project` writes (a NaN may have another payload where D scales it).
-    `mask_RK` is bool, `effective_RK` of W's dtype and may be W itself; either may be None. `cast_RK` takes W~
-    rounded to bfloat16, for a float32 W. `isa` names an instruction set, for tests and benchmarks.
+    `mask_RK` is bool, `effective_RK` of W's dtype and may be W itself, `cast_RK` takes W~ rounded to bfloat16 for a
+    float32 W, `bits_RB` (uint8) the mask at one bit an entry: entry k in bit k mod 8 of byte ⌊k / 8⌋, 0 behind the
+    last one. Any of them may be None. W, mask, W~ and cast lie alike: all with the entries of a row next to each
+    other, or all with the rows (a transposed view, such as GPT-2's weights give); the bits of a row always do.
+    `isa` names an instruction set, for tests and benchmarks.
 
     Raises `ValueError` on tensors that do not fit and where M does not divide K under `remainder="error"`, both
     before anything is written, and `RuntimeError` where the library is missing or cannot do it.
     Source: Bambhaniya et al. 2025, section 3.
     """
-    outputs = {"mask": mask_RK, "effective": effective_RK, "cast": cast_RK}
-    _check(w_RK, pattern, outputs)
+    outputs = {"mask": mask_RK, "effective": effective_RK, "cast": cast_RK, "bits": bits_RB}
+    columns = _check(w_RK, pattern, outputs)
     library = _library()
     num_rows, axis = w_RK.shape
     if axis % pattern.m and remainder != "partial":
@@ -97,13 +101,14 @@ def project_native(
         isa=_ISAS[isa],
         decay=decay,
         stream=-1,
+        columns=columns,
         w=w_RK.data_ptr(),
-        w_stride=w_RK.stride(0),
+        w_stride=w_RK.stride(1 if columns else 0),
     )
     for name, tensor in outputs.items():
         if tensor is not None:
             setattr(job, name, tensor.data_ptr())
-            setattr(job, f"{name}_stride", tensor.stride(0))
+            setattr(job, f"{name}_stride", tensor.stride(1 if columns and name != "bits" else 0))
     flips = c_int64()
     parallel_for = library.parallel_for if torch.get_num_threads() > 1 else None
     status: int = library.handle.nmflow_project(byref(job), parallel_for, byref(flips))
@@ -115,10 +120,10 @@ def project_native(
     return flips.value
 
 
-def _check(w_RK: Tensor, pattern: Pattern, outputs: dict[str, Tensor | None]) -> None:
-    """Every reason at once why these tensors cannot be projected."""
+def _check(w_RK: Tensor, pattern: Pattern, outputs: dict[str, Tensor | None]) -> bool:
+    """Whether the rows are what lies next to each other. Raises every reason at once why these cannot be projected."""
     given = {"w": w_RK, **{name: tensor for name, tensor in outputs.items() if tensor is not None}}
-    wanted = {"w": w_RK.dtype, "mask": torch.bool, "effective": w_RK.dtype, "cast": torch.bfloat16}
+    dtypes = {"w": w_RK.dtype, "mask": torch.bool, "effective": w_RK.dtype, "cast": torch.bfloat16, "bits": torch.uint8}
     wrong = []
     if w_RK.dim() != 2:
         wrong.append(f"w has {w_RK.dim()} dimensions, not [R, K]")
@@ -129,18 +134,46 @@ def _check(w_RK: Tensor, pattern: Pattern, outputs: dict[str, Tensor | None]) ->
     if pattern.m > LARGEST_M and not pattern.is_dense:
         wrong.append(f"{pattern}: blocks are longer than {LARGEST_M} entries")
     for name, tensor in given.items():
+        packed = (*w_RK.shape[:-1], -(-w_RK.shape[-1] // 8)) if name == "bits" and w_RK.dim() else None
         if tensor.device.type != "cpu" or tensor.layout != torch.strided:
             wrong.append(f"{name} is a {tensor.layout} tensor on {tensor.device}, not a strided one on cpu")
-        elif tensor.shape != w_RK.shape:
+        elif packed is None and tensor.shape != w_RK.shape:
             wrong.append(f"{name} has shape {tuple(tensor.shape)}, w {tuple(w_RK.shape)}")
-        elif tensor.dtype != wanted[name]:
-            wrong.append(f"{name} is {tensor.dtype}, not {wanted[name]}")
-        elif tensor.dim() == 2 and tensor.shape[1] > 1 and tensor.stride(1) != 1:
-            wrong.append(f"{name}: the entries of a row are {tensor.stride(1)} apart; use contiguous rows")
-        elif name != "w" and tensor.dim() == 2 and tensor.shape[0] > 1 and tensor.stride(0) < tensor.shape[1]:
-            wrong.append(f"rows of {name} overlap: they are {tensor.stride(0)} apart and {tensor.shape[1]} long")
+        elif packed is not None and tensor.shape != packed:
+            wrong.append(f"{name} has shape {tuple(tensor.shape)}, {packed} is that of w's mask in bits")
+        elif tensor.dtype != dtypes[name]:
+            wrong.append(f"{name} is {tensor.dtype}, not {dtypes[name]}")
     if wrong:
         raise ValueError("; ".join(wrong))
+    bits = given.pop("bits", None)
+    columns = not all(_adjacent(tensor, 1) for tensor in given.values())
+    if columns and not all(_adjacent(tensor, 0) for tensor in given.values()):
+        wrong += [
+            f"{name}: the entries of a row are {tensor.stride(1)} apart; use contiguous rows, "
+            "or tensors that all have their rows next to each other"
+            for name, tensor in given.items()
+            if not _adjacent(tensor, 1)
+        ]
+    else:
+        wrong += [_overlap(name, tensor, columns) for name, tensor in given.items() if name != "w"]
+    if bits is not None:
+        wrong += [_overlap("bits", bits, False) if _adjacent(bits, 1) else "bits: the bytes of a row lie apart"]
+    if any(wrong):
+        raise ValueError("; ".join(filter(None, wrong)))
+    return columns
+
+
+def _adjacent(tensor: Tensor, dim: int) -> bool:
+    return tensor.shape[dim] <= 1 or tensor.stride(dim) == 1
+
+
+def _overlap(name: str, tensor: Tensor, columns: bool) -> str:
+    """Why the lines of an output, its rows or columns, lie on top of each other; "" where they do not."""
+    line, along = (1, 0) if columns else (0, 1)
+    if tensor.shape[line] <= 1 or tensor.stride(line) >= tensor.shape[along]:
+        return ""
+    lines = "columns" if columns else "rows"
+    return f"{lines} of {name} overlap: they are {tensor.stride(line)} apart and {tensor.shape[along]} long"
 
 
 @cache

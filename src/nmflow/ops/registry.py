@@ -20,7 +20,7 @@ class Kernel:
 
     Facts of `linear`: `device` (a type such as "cpu"), `dtype`, `shape` (out, in), `n`, `m`, `tokens` (rows of x),
     `needs_grad`, `autocast`, `same_dtype` (of x, weight and bias).
-    Facts of `project`: `device`, `dtype`, `m`, `strides`.
+    Facts of `project`: `device`, `dtype`, `m`, `strides` (of every tensor).
     """
 
     name: str
