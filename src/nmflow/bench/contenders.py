@@ -1,4 +1,4 @@
-"""Who multiplies with one weight: torch's layer, oneDNN's packed weight, torch's CSR, and ours, all called as modules."""
+"""Who multiplies with one weight, each as a module: torch's layer, oneDNN's packed weight, torch's CSR, and ours."""
 
 from __future__ import annotations
 

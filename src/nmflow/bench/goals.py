@@ -1,4 +1,4 @@
-"""What speed is wanted, and whether it was reached. Goals stand for 2 threads; a goal is named with what falls short."""
+"""What speed is wanted, and whether it was reached. Goals stand for 2 threads."""
 
 from __future__ import annotations
 

@@ -96,7 +96,8 @@ def _draw_lines(axes: Axes, cells: Cells, tokens: list[int]) -> None:
         for place, cell in zip(places, mine, strict=True):
             if cell["goal"]:
                 axes.hlines(cell["goal"], place - 0.12, place + 0.12, color=colour, linewidth=2.5, alpha=0.45)
-    axes.plot([], [], color="0.4", linewidth=2.5, alpha=0.45, label="goal")
+    if any(cell["goal"] for cell in cells):
+        axes.plot([], [], color="0.4", linewidth=2.5, alpha=0.45, label="goal")
     axes.plot([], [], color="0.4", linewidth=0.9, linestyle=":", label="at peak")
     axes.axhline(1.0, color=DENSE, linewidth=1.0)
     axes.set_xticks(range(len(tokens)), [f"{count:,}" for count in tokens])
@@ -130,13 +131,12 @@ def _draw_bars(
             text, (place, value), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=8, color="0.25"
         )
         if goal:
-            first = not any(goals[:place])
-            axes.hlines(
-                goal, place - 0.4, place + 0.4, color=_COLOURS[1], linewidth=2.0, label="goal" if first else None
-            )
+            axes.hlines(goal, place - 0.4, place + 0.4, color=_COLOURS[1], linewidth=2.0)
     if any(goals):
+        axes.plot([], [], color=_COLOURS[1], linewidth=2.0, label="goal")
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.set_xticks(range(len(names)), names)
+    axes.set_xlim(-0.6, max(len(names), 5) - 0.4)
 
 
 def _log_scale(axes: Axes, values: Sequence[float]) -> None:
