@@ -52,6 +52,7 @@ class Cell:
         return (
             f"{self.part:6} {self.shape[0]:>5}x{self.shape[1]:<5}{self.pattern:>6}{self.tokens:>6}  "
             f"{self.us[OURS]:9.1f} us  {others}  ({self.of_peak:.0%} of peak{bandwidth}){goal}  {self.tiling}"
+            f"{_disturbed(self.disturbed)}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,7 +91,7 @@ class MaskCell:
         return (
             f"masks  {self.shape[0]:>5}x{self.shape[1]:<5}{self.pattern:>6}  {self.ns[OURS]:7.3f} ns an entry  "
             f"argsort x{self.over_argsort:.1f}  plain torch x{self.over_torch:.1f}  {self.of_copy:.0%} of copy speed"
-            f"{'  goal ' if goals else ''}{', '.join(goals)}"
+            f"{'  goal ' if goals else ''}{', '.join(goals)}{_disturbed(self.disturbed)}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,6 +102,10 @@ class MaskCell:
     def from_dict(cls, found: dict[str, Any]) -> MaskCell:
         """The inverse of `to_dict`, also by way of JSON."""
         return cls(**{**found, "shape": (found["shape"][0], found["shape"][1])})
+
+
+def _disturbed(rounds: int) -> str:
+    return f"  ({rounds} disturbed round{'s' * (rounds > 1)})" if rounds else ""
 
 
 def _yes(reached: bool) -> str:

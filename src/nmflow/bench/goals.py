@@ -152,3 +152,10 @@ def short(found: Iterable[Verdict]) -> list[str]:
     if not missed:
         return [f"every goal is reached ({len(found)})"]
     return [f"short of its goal, {len(missed)} of {len(found)}:", *(f"  {verdict.line()}" for verdict in missed)]
+
+
+def disturbed(rounds: int) -> list[str]:
+    """For people: how many rounds other work on the machine got into; nothing where there were none."""
+    if not rounds:
+        return []
+    return [f"other work took a core in {rounds} of the rounds that count; a quiet machine gives better figures"]

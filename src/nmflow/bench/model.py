@@ -75,6 +75,7 @@ class ModelResult:
             f"a {what}: dense {self.dense_ms:.2f} ms, compressed {self.compressed_ms:.2f} ms{per_second}",
             f"x{self.speed_up:.2f}; the replaced layers take {self.share:.0%} of the dense time, so at most "
             f"x{self.limit:.2f}",
+            *goals.disturbed(self.disturbed),
             *goals.short([self.verdict]),
         ]
 

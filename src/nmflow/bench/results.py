@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nmflow.bench.cells import Cell, MaskCell
-from nmflow.bench.goals import short, verdicts, worst
+from nmflow.bench.goals import disturbed, short, verdicts, worst
 from nmflow.bench.machine import Setup
 
 FORMAT = "nmflow-bench-kernels"
@@ -22,6 +22,11 @@ class KernelResult:
     cells: tuple[Cell, ...]
     masks: tuple[MaskCell, ...]
 
+    @property
+    def disturbed(self) -> int:
+        """Rounds of all cells that were kept although the process lost a core in them."""
+        return sum(cell.disturbed for cell in (*self.cells, *self.masks))
+
     def summary(self) -> list[str]:
         """For people, after the cells: a table a part, worst shape / goal, then what falls short."""
         lines = []
@@ -29,7 +34,7 @@ class KernelResult:
             widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
             lines += ["", title]
             lines += ["  ".join(text.rjust(w) for text, w in zip(row, widths, strict=True)) for row in [head, *rows]]
-        return [*lines, "", *short(verdicts(self.cells, self.masks))]
+        return [*lines, "", *disturbed(self.disturbed), *short(verdicts(self.cells, self.masks))]
 
     def markdown(self) -> str:
         """The same as a page, with every cell below."""
@@ -39,6 +44,7 @@ class KernelResult:
         if self.masks:
             parts += ["## Masks", "", "```", *(cell.line() for cell in self.masks), "```", ""]
         parts += ["## Goals", "", *_indented(short(verdicts(self.cells, self.masks))), ""]
+        parts += [*disturbed(self.disturbed), ""]
         if self.cells:
             parts += ["## Every cell", "", "```", *(cell.line() for cell in self.cells), "```", ""]
         return "\n".join(parts)

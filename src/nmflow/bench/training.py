@@ -56,6 +56,7 @@ class TrainingResult:
         return [
             f"a step: dense {self.dense_ms:.1f} ms, sparse {self.sparse_ms:.1f} ms, x{self.over_dense:.3f}",
             f"masks and W~: {self.masks_ms:.2f} ms, {self.masks_share:.2%} of the sparse step",
+            *goals.disturbed(self.disturbed),
             *goals.short([self.verdict]),
         ]
 
