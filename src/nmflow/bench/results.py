@@ -25,7 +25,7 @@ class KernelResult:
     @property
     def disturbed(self) -> int:
         """Rounds of all cells that were kept although the process lost a core in them."""
-        return sum(cell.disturbed for cell in (*self.cells, *self.masks))
+        return sum(cell.disturbed for cell in self.cells) + sum(cell.disturbed for cell in self.masks)
 
     def summary(self) -> list[str]:
         """For people, after the cells: a table a part, worst shape / goal, then what falls short."""
