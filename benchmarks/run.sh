@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make every figure of docs/results/bench-cpu anew. Hours on two cores; leave the machine to it.
+# Make every figure of docs/results/bench-cpu anew. It takes long; leave the machine to it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

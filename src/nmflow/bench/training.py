@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from nmflow.bench.machine import Setup, examine, require_native
 from nmflow.bench.networks import Subject, build
 from nmflow.bench.settings import ModelSettings
 from nmflow.bench.timing import computing, in_turns
+from nmflow.ops.native import clock
 from nmflow.sparsifier import Sparsifier
 
 _DENSE, _SPARSE = "dense", "sparse"
@@ -116,6 +116,8 @@ def _steps(
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     targets = subject.inputs if subject.decodes else torch.randint(subject.classes, (len(subject.inputs),))
 
+    now = clock()
+
     def step() -> None:
         loss = F.cross_entropy(subject.logits(model).flatten(0, -2), targets.flatten())
         loss.backward()  # type: ignore[no-untyped-call]
@@ -124,8 +126,8 @@ def _steps(
         optimizer.step()
         optimizer.zero_grad()
         if sparsifier is not None:
-            start = time.perf_counter()
+            start = now()
             sparsifier.step()
-            masks.append(time.perf_counter() - start)
+            masks.append(now() - start)
 
     return step
