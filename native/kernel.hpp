@@ -18,11 +18,21 @@ struct Job {
 // Does the units [begin, end) of a job: vectors of output rows or of tokens, as the weight's split says.
 using Kernel = void (*)(const Job &, int64_t begin, int64_t end);
 
+// See ceilings.hpp. `spin` begins its chains at `seed` and returns a sum that nobody needs but the compiler.
+using Spin = double (*)(int64_t rounds, float seed);
+struct Ceilings {
+    double flops_of_round;
+    Spin spin;
+    double (*read)(const float *x, int64_t count);
+};
+
 struct Kernels {
     int lanes;          // floats of a vector: tokens of a TB unit, rows of an RV unit
     int rv_reach;       // most columns one RV lookup reaches in float32
     int rv_bf16_reach;  // the same in bfloat16; 0 where there is no such kernel
     Kernel tb, rv, rv_bf16;
+    const Ceilings *ceilings;
+    Spin spin_bf16;  // null as rv_bf16 is
 };
 
 // One table an instruction set; null where the library was built without it.

@@ -132,5 +132,22 @@ void rv_bf16(const Job &job, int64_t begin, int64_t end) {
         run<2>(job, begin, end);
 }
 
+// `spin` of ceilings.hpp in dot products; each adds 2^-14, so the sums stay small.
+double spin_bf16(int64_t rounds, float seed) {
+    constexpr int chains = 10;
+    V sum[chains];
+    for (int i = 0; i < chains; ++i) sum[i] = broadcast(seed + static_cast<float>(i));
+    const __m512bh tiny = (__m512bh)_mm512_set1_epi32(seed > 1.5f ? 1 : 0x3C00);
+    for (int64_t round = 0; round < rounds; ++round)
+        for (int i = 0; i < chains; ++i) sum[i] = _mm512_dpbf16_ps(sum[i], tiny, tiny);
+    float all[lanes];
+    double total = 0;
+    for (int i = 0; i < chains; ++i) {
+        store(all, sum[i]);
+        total += all[0];
+    }
+    return total;
+}
+
 }  // namespace avx512
 }  // namespace nmflow
