@@ -4,6 +4,7 @@
 #include <stddef.h>
 
 #include "nmflow.h"
+#include "stream.h"
 
 namespace nmflow {
 
@@ -26,11 +27,25 @@ struct Ceilings {
     double (*read)(const float *x, int64_t count);
 };
 
+// The same for a dense weight; units are `stream_rows` of its rows.
+struct StreamJob {
+    const nmflow_dense *dense;
+    const void *x, *bias;
+    void *y;
+    int64_t x_stride, y_stride, tokens;
+};
+using Stream = void (*)(const StreamJob &, int64_t begin, int64_t end);
+constexpr int stream_rows = 4;
+
+// Fewer multiplications than this are done before a second thread has woken up.
+constexpr int64_t worth_sharing = 16384;
+
 struct Kernels {
     int lanes;          // floats of a vector: tokens of a TB unit, rows of an RV unit
     int rv_reach;       // most columns one RV lookup reaches in float32
     int rv_bf16_reach;  // the same in bfloat16; 0 where there is no such kernel
     Kernel tb, rv, rv_bf16;
+    Stream stream;
     const Ceilings *ceilings;
     Spin spin_bf16;  // null as rv_bf16 is
 };

@@ -14,9 +14,6 @@ void run_part(int64_t begin, int64_t end, void *context) {
     call.kernel(call.job, begin, end);
 }
 
-// Fewer multiplications than this are done before a second thread has woken up.
-constexpr int64_t worth_sharing = 16384;
-
 }  // namespace
 }  // namespace nmflow
 

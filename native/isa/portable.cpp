@@ -2,9 +2,10 @@
 #include "portable.hpp"
 
 #include "../ceilings.hpp"
+#include "../stream.hpp"
 #include "../token_broadcast.hpp"
 
 namespace nmflow {
 const Kernels portable_kernels = {portable::lanes, 0, 0, portable::tb, nullptr, nullptr,
-                                  &portable::ceilings, nullptr};
+                                  portable::stream, &portable::ceilings, nullptr};
 }  // namespace nmflow

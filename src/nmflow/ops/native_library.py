@@ -17,7 +17,7 @@ ISAS = ("portable", "avx2", "avx512")
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
-_ABI_VERSION = 2
+_ABI_VERSION = 3
 _TROUBLE = {1: "a number is out of range", 2: "there is no kernel for this", 3: "no memory for scratch space"}
 
 

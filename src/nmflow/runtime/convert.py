@@ -16,6 +16,7 @@ from nmflow.runtime.blocks import finite_problems, named, too_full
 from nmflow.runtime.format import LARGEST_M, CompressedNM
 from nmflow.runtime.found import found_slots
 from nmflow.runtime.fuse import unfuse
+from nmflow.runtime.inference import undo
 from nmflow.runtime.modules import PackedWeight, is_stored, packed_weights, restore, store
 from nmflow.runtime.parts import StoredWeight, stored_weights
 from nmflow.targets import Slot, Targets, candidates, record, recorded, resolve
@@ -73,6 +74,7 @@ def decompress(model: ModelT) -> ModelT:
             if id(packed) not in dense:
                 dense[id(packed)] = nn.Parameter(packed.unpack(), requires_grad=packed.requires_grad)
         unfuse(module)
+        undo(module)
         if is_stored(module):
             restore(module, dense)
         module.__dict__.update(module.__dict__.pop(_SETTINGS, {}))
