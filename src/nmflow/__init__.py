@@ -12,7 +12,16 @@ if TYPE_CHECKING:
     from nmflow.attach import refresh
     from nmflow.masks import is_nm, nm_mask
     from nmflow.pattern import Pattern
-    from nmflow.runtime import CompressedNM, compress, decompress, load_compressed, save_compressed, tune, verify
+    from nmflow.runtime import (
+        CompressedNM,
+        compress,
+        decompress,
+        for_inference,
+        load_compressed,
+        save_compressed,
+        tune,
+        verify,
+    )
     from nmflow.schedules import Stage, recipe, recipes, sequence
     from nmflow.sparsifier import Sparsifier
 
@@ -24,7 +33,7 @@ _HOMES = {
     "nmflow.pattern": ("Pattern",),
     "nmflow.schedules": ("Stage", "recipe", "recipes", "sequence"),
     "nmflow.runtime": (
-        "CompressedNM", "compress", "decompress", "load_compressed", "save_compressed", "tune",
+        "CompressedNM", "compress", "decompress", "for_inference", "load_compressed", "save_compressed", "tune",
         "verify",
     ),
     "nmflow.sparsifier": ("Sparsifier",),
@@ -32,8 +41,9 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "CompressedNM", "Pattern", "Sparsifier", "Stage", "__version__", "compress", "decompress", "is_nm",
-    "load_compressed", "nm_mask", "recipe", "recipes", "refresh", "save_compressed", "sequence", "tune", "verify",
+    "CompressedNM", "Pattern", "Sparsifier", "Stage", "__version__", "compress", "decompress", "for_inference",
+    "is_nm", "load_compressed", "nm_mask", "recipe", "recipes", "refresh", "save_compressed", "sequence", "tune",
+    "verify",
 ]
 
 

@@ -260,7 +260,7 @@ def test_decoding_begins_at_the_prompt_every_time() -> None:
     pytest.importorskip("transformers")
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from nmflow.bench.model import _side, tokens_of
+    from nmflow.bench.model import _side
     from nmflow.bench.networks import Subject
 
     config = GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50, n_positions=64)
@@ -272,7 +272,6 @@ def test_decoding_begins_at_the_prompt_every_time() -> None:
         lengths.append(more["past_key_values"].get_seq_length())  # type: ignore[attr-defined]
 
     with torch.inference_mode():
-        assert tokens_of(subject, ["transformer.h.0.mlp.c_fc"]) == [1]
         decode = _side(subject, model, new_tokens=3)
         handle = model.register_forward_pre_hook(note, with_kwargs=True)
         decode()

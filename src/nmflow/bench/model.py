@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import nmflow
 from nmflow.bench import goals
@@ -19,8 +19,7 @@ from nmflow.bench.networks import Subject, build, make_sparse
 from nmflow.bench.settings import ModelSettings
 from nmflow.bench.timing import computing, in_turns
 from nmflow.ops.native import clock
-from nmflow.runtime.inference import for_inference
-from nmflow.runtime.modules import NMLinear
+from nmflow.runtime.modules import NMConv2d, NMLinear
 from nmflow.runtime.report import compression_report
 
 _TOLERANCE = 1e-3
@@ -46,7 +45,7 @@ class ModelResult:
     """Largest difference of the outputs over the largest output."""
     dense_ms: float
     helped_ms: float
-    """The dense network after `nmflow.runtime.for_inference`, which is not about sparsity."""
+    """The dense network after `nmflow.for_inference`, which is not about sparsity."""
     compressed_ms: float
     speed_up: float
     share: float
@@ -106,13 +105,13 @@ def bench_model(name: str, settings: ModelSettings, tell: Tell) -> ModelResult:
     with computing(settings.threads):
         subject = build(name, settings.batch, settings.prompt)
         weights = make_sparse(subject.model, settings.targets)
-        compressed = for_inference(nmflow.compress(subject.model))
-        helped = for_inference(copy.deepcopy(subject.model))
+        compressed = nmflow.for_inference(nmflow.compress(subject.model))
+        helped = nmflow.for_inference(copy.deepcopy(subject.model))
         setup = examine()
         for line in setup.lines():
             tell(line)
         with torch.inference_mode():
-            replaced = [name for name, module in compressed.named_modules() if isinstance(module, NMLinear)]
+            replaced = [name for name, module in compressed.named_modules() if isinstance(module, NMLinear | NMConv2d)]
             run = _side(subject, compressed, 1) if subject.decodes else (lambda: subject.logits(compressed))
             nmflow.tune(compressed, run)
             error = _difference(subject, compressed)
@@ -141,20 +140,6 @@ def bench_model(name: str, settings: ModelSettings, tell: Tell) -> ModelResult:
         goal=goals.of_model(name, settings.targets, settings.batch, settings.threads),
         disturbed=timed.disturbed,
     )
-
-
-def tokens_of(subject: Subject, layers: Sequence[str]) -> list[int]:
-    """How many tokens these layers are given at once; in decoding one of each sequence."""
-    found: set[int] = set()
-
-    def note(module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        found.add(given[0].shape[:-1].numel())
-
-    handles = [subject.model.get_submodule(name).register_forward_pre_hook(note) for name in layers]
-    subject.logits(subject.model, subject.inputs[:, :1] if subject.decodes else None)
-    for handle in handles:
-        handle.remove()
-    return sorted(found)
 
 
 def _difference(subject: Subject, compressed: nn.Module) -> float:

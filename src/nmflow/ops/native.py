@@ -26,7 +26,7 @@ from nmflow.ops.reference import expand
 
 _ALGORITHMS = {"tb": 0, "rv": 1}
 _SPLITS = {"rows": 0, "tokens": 1}
-_ACTIVATIONS: dict[str | None, int] = {None: 0, **{name: i + 1 for i, name in enumerate(get_args(Activation))}}
+ACTIVATIONS: dict[str | None, int] = {None: 0, **{name: i + 1 for i, name in enumerate(get_args(Activation))}}
 
 
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -110,7 +110,7 @@ class _Forms:
             packed.layout,
             packed.values.data_ptr(),
             packed.index.data_ptr(),
-            _ACTIVATIONS[activation],
+            ACTIVATIONS[activation],
             _SPLITS[tiling.split],
             tiling.tile_tokens,
             tiling.tile_rows,
@@ -240,7 +240,7 @@ def _check(x: Tensor, forms: _Forms, bias: Tensor | None, activation: str | None
         raise ValueError(f"the bias has shape {tuple(bias.shape)}, the weight {rows} outputs")
     if not x.is_cpu or (bias is not None and not bias.is_cpu):
         raise ValueError(f"x lies on {x.device}; the native product takes tensors on the cpu")
-    if activation not in _ACTIVATIONS:
+    if activation not in ACTIVATIONS:
         raise ValueError(f'activation "{activation}": one of {", ".join(get_args(Activation))}, or None')
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ctypes import POINTER, Structure, byref, c_int32, c_int64, c_void_p
 from functools import cache
-from typing import get_args
 
 import torch
 from torch import Tensor
@@ -15,8 +14,6 @@ from nmflow.ops.native_library import DTYPES, ISAS, Library, checked, library, w
 
 MOST_TOKENS = 4
 """More than these share a reading of the weight better in torch's blocked product."""
-
-_ACTIVATIONS: dict[str | None, int] = {None: 0, **{name: i + 1 for i, name in enumerate(get_args(Activation))}}
 
 
 class _Dense(Structure):
@@ -61,7 +58,7 @@ def stream(
     bias = None if bias is None else bias.contiguous()
     number = -1 if isa == "auto" else ISAS.index(isa)
     dense = _Dense(
-        weight_RK.data_ptr(), rows, axis, weight_RK.stride(0), DTYPES[x.dtype], number, _ACTIVATIONS[activation]
+        weight_RK.data_ptr(), rows, axis, weight_RK.stride(0), DTYPES[x.dtype], number, native.ACTIVATIONS[activation]
     )
     where = None if bias is None else bias.data_ptr()
     status = native_library.handle.nmflow_stream(

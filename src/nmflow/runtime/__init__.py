@@ -16,6 +16,7 @@ from nmflow.runtime.verification import LayerCheck, VerifyReport, verify
 
 __all__ = [
     "BrokenBlock", "CompressedNM", "CompressionReport", "LayerCheck", "LayerReport", "NMConv2d", "NMLinear",
-    "StreamedLinear", "Tuned", "VerifyReport", "compress", "compress_file", "compression_report", "decompress", "for_inference", "fuse_activations",
-    "is_compressed", "load_compressed", "save_compressed", "save_model", "tune", "verify",
+    "StreamedLinear", "Tuned", "VerifyReport", "compress", "compress_file", "compression_report", "decompress",
+    "for_inference", "fuse_activations", "is_compressed", "load_compressed", "save_compressed", "save_model", "tune",
+    "verify",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ from nmflow.runtime.blocks import finite_problems, named, too_full
 from nmflow.runtime.format import LARGEST_M, CompressedNM
 from nmflow.runtime.found import found_slots
 from nmflow.runtime.fuse import unfuse
-from nmflow.runtime.inference import undo
+from nmflow.runtime.inference import unstream
 from nmflow.runtime.modules import PackedWeight, is_stored, packed_weights, restore, store
 from nmflow.runtime.parts import StoredWeight, stored_weights
 from nmflow.targets import Slot, Targets, candidates, record, recorded, resolve
@@ -56,6 +56,8 @@ def compress(model: ModelT, targets: Targets | None = None) -> ModelT:
     # The dense weights themselves are not copied: the memo hands the copy the originals, which it then lets go.
     memo: dict[int, Any] = {id(model.get_parameter(name)): model.get_parameter(name) for name in packed}
     result = copy.deepcopy(model, memo)
+    for module in result.modules():
+        unstream(module)  # what reads its own weight would not become a runtime layer
     put_in(result, packed)
     record(result, slots)
     return result
@@ -74,7 +76,7 @@ def decompress(model: ModelT) -> ModelT:
             if id(packed) not in dense:
                 dense[id(packed)] = nn.Parameter(packed.unpack(), requires_grad=packed.requires_grad)
         unfuse(module)
-        undo(module)
+        unstream(module)
         if is_stored(module):
             restore(module, dense)
         module.__dict__.update(module.__dict__.pop(_SETTINGS, {}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -38,7 +38,7 @@ def for_inference(model: ModelT) -> ModelT:
     return model
 
 
-def undo(module: nn.Module) -> None:
+def unstream(module: nn.Module) -> None:
     """Give a streamed layer its class back."""
     if type(module) is StreamedLinear:
-        module.__class__ = nn.Linear
+        cast(nn.Module, module).__class__ = nn.Linear
