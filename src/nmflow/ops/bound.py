@@ -88,7 +88,7 @@ class BoundLinear:
         return y
 
     def _takes(self, bias: Tensor) -> bool:
-        fits = type(bias) in native.PLAIN and bias.dtype is self.dtype and bias.numel() == self.shape[0]
+        fits = type(bias) in native_library.PLAIN and bias.dtype is self.dtype and bias.numel() == self.shape[0]
         return fits and bias.is_cpu and bias.is_contiguous()
 
     def _decide(self, x: Tensor, bias: Tensor | None, activation: Activation | None) -> _Ready | None:

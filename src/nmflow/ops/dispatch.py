@@ -68,6 +68,7 @@ def project(
         dtype=w_RK.dtype,
         m=pattern.m,
         strides=(w_RK.stride(), mask_RK.stride(), effective_RK.stride()),
+        plain=native_library.plain(w_RK, mask_RK, effective_RK),
     )
     return cast("Tensor | int", kernel.run(w_RK, pattern, decay, remainder, mask_RK, effective_RK))
 
@@ -97,8 +98,7 @@ def _native_linear(
     activation: Activation | None = None,
 ) -> Tensor:
     # While a graph is traced, and for tensors that are more than numbers, the operator; else without torch between.
-    plain = type(x) in native.PLAIN and (bias is None or type(bias) in native.PLAIN)
-    if torch.compiler.is_compiling() or not plain:
+    if torch.compiler.is_compiling() or not native_library.plain(x, bias):
         return cast(Tensor, torch.ops.nmflow.linear(x, values_RS, offsets_RS, bias, *shape, n, m, activation))
     return native.operator(x, values_RS, offsets_RS, bias, *shape, n, m, activation)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from nmflow.ops.dense import Activation, activate, unpacked, versions
-from nmflow.ops.native_library import DTYPES, ISAS, Layout, Weight, checked, library
+from nmflow.ops.native_library import DTYPES, ISAS, Layout, Weight, checked, library, plain
 from nmflow.ops.native_library import describe as describe
 from nmflow.ops.native_library import why_not as why_not
 from nmflow.ops.native_plan import DENSE, Key, NativePlan, Tiling, bucket, candidates, default_tiling, expect_dense
@@ -27,10 +27,6 @@ from nmflow.ops.reference import expand
 _ALGORITHMS = {"tb": 0, "rv": 1}
 _SPLITS = {"rows": 0, "tokens": 1}
 ACTIVATIONS: dict[str | None, int] = {None: 0, **{name: i + 1 for i, name in enumerate(get_args(Activation))}}
-
-
-PLAIN = (Tensor, torch.nn.Parameter)
-"""Tensors that are their memory. The address of any other (a view on a stored weight, a traced one) means nothing."""
 
 
 # ---------------------------------------------------------------------------------------------- the weight
@@ -229,7 +225,7 @@ def linear(
 
 def _check(x: Tensor, forms: _Forms, bias: Tensor | None, activation: str | None) -> None:
     dtype, (rows, axis) = forms.dtype, forms.shape
-    if type(x) not in PLAIN or (bias is not None and type(bias) not in PLAIN):
+    if not plain(x, bias):
         raise TypeError("x and bias must be plain tensors; torch.ops.nmflow.linear takes subclasses apart")
     if x.dtype is not dtype or (bias is not None and bias.dtype is not dtype):
         others = f"x {x.dtype}" + ("" if bias is None else f", the bias {bias.dtype}")

@@ -17,6 +17,9 @@ ISAS = ("portable", "avx2", "avx512")
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+"""Tensors that are their memory. The address of any other (a view on a stored weight, a traced one) means nothing."""
+
 _ABI_VERSION = 3
 _TROUBLE = {1: "a number is out of range", 2: "there is no kernel for this", 3: "no memory for scratch space"}
 
@@ -84,6 +87,11 @@ def library() -> Library:
     if isinstance(_FOUND, str):
         raise RuntimeError(_FOUND)
     return _FOUND
+
+
+def plain(*tensors: torch.Tensor | None) -> bool:
+    """Whether all of these that are not None may be handed over by address."""
+    return all(tensor is None or type(tensor) in PLAIN for tensor in tensors)
 
 
 def _find() -> Library | str:

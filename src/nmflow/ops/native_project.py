@@ -42,11 +42,13 @@ class _Projection(ctypes.Structure):
 def why_not(**facts: object) -> str | None:
     """Why the native projection cannot run; None where it can.
 
-    Facts: `device` (a type such as "cpu"), `dtype`, `m`, and `strides`, those of every tensor of the call.
+    Facts: `device` (a type such as "cpu"), `dtype`, `m`, and of all tensors of the call `strides` and `plain`.
     """
     missing = native_library.why_not() or _why_no_entry()
     if missing:
         return missing
+    if facts.get("plain") is False:
+        return "a tensor of another class than torch's own may keep its numbers elsewhere"
     device, dtype, m, strides = (facts.get(name) for name in ("device", "dtype", "m", "strides"))
     if device is not None and device != "cpu":
         return f"it runs on cpu, not on {device}"
@@ -137,6 +139,8 @@ def _check(w_RK: Tensor, pattern: Pattern, outputs: dict[str, Tensor | None]) ->
         packed = (*w_RK.shape[:-1], -(-w_RK.shape[-1] // 8)) if name == "bits" and w_RK.dim() else None
         if tensor.device.type != "cpu" or tensor.layout != torch.strided:
             wrong.append(f"{name} is a {tensor.layout} tensor on {tensor.device}, not a strided one on cpu")
+        elif not native_library.plain(tensor):
+            wrong.append(f"{name} is a {type(tensor).__name__}, which may keep its numbers elsewhere")
         elif packed is None and tensor.shape != w_RK.shape:
             wrong.append(f"{name} has shape {tuple(tensor.shape)}, w {tuple(w_RK.shape)}")
         elif packed is not None and tensor.shape != packed:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nmflow.ops import native
 from nmflow.ops.dense import Activation
-from nmflow.ops.native_library import DTYPES, ISAS, Library, checked, library, why_not
+from nmflow.ops.native_library import DTYPES, ISAS, Library, checked, library, plain, why_not
 
 MOST_TOKENS = 4
 """More than these share a reading of the weight better in torch's blocked product."""
@@ -37,7 +37,7 @@ def streams(x: Tensor, weight_RK: Tensor, bias: Tensor | None) -> bool:
     if not axis or x.shape[-1:] != (axis,) or not 0 < x.numel() <= MOST_TOKENS * axis or weight_RK.stride(1) != 1:
         return False
     given = (x, weight_RK) if bias is None else (x, weight_RK, bias)
-    if any(type(t) not in native.PLAIN or t.dtype is not x.dtype or not t.is_cpu for t in given):
+    if not plain(*given) or any(t.dtype is not x.dtype or not t.is_cpu for t in given):
         return False
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
         return False

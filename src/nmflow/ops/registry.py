@@ -20,7 +20,8 @@ class Kernel:
 
     Facts of `linear`: `device` (a type such as "cpu"), `dtype`, `shape` (out, in), `n`, `m`, `tokens` (rows of x),
     `needs_grad`, `autocast`, `same_dtype` (of x, weight and bias).
-    Facts of `project`: `device`, `dtype`, `m`, `strides` (of every tensor).
+    Facts of `project`: `device`, `dtype`, `m`, `strides` (of every tensor), `plain` (all are
+    ordinary tensors).
     """
 
     name: str
