@@ -43,7 +43,8 @@ constexpr int64_t worth_sharing = 16384;
 struct Kernels {
     int lanes;          // floats of a vector: tokens of a TB unit, rows of an RV unit
     int rv_reach;       // most columns one RV lookup reaches in float32
-    int rv_bf16_reach;  // the same in bfloat16; 0 where there is no such kernel
+    int rv_wide_reach;  // and of those the most with wide indices
+    int rv_bf16_reach;  // the most in bfloat16, of either width; 0 where there is no such kernel
     Kernel tb, rv, rv_bf16;
     Stream stream;
     const Ceilings *ceilings;

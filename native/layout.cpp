@@ -6,7 +6,7 @@
 namespace nmflow {
 namespace {
 
-bool takes_bf16_pairs(const nmflow_layout &l) { return l.algorithm == NMFLOW_RV && l.dtype == NMFLOW_BF16; }
+bool takes_bf16_pairs(const nmflow_layout &l) { return l.algorithm != NMFLOW_TB && l.dtype == NMFLOW_BF16; }
 
 // The most whole blocks within `reach` columns.
 int64_t blocks_within(int64_t reach, int64_t m) { return reach / m * m; }
@@ -22,6 +22,7 @@ int complete_tb(nmflow_layout &l, const Kernels &k) {
 }
 
 int complete_rv(nmflow_layout &l, const Kernels &k) {
+    const bool wide = l.algorithm == NMFLOW_RV_WIDE;
     l.lanes = k.lanes;
     if (l.dtype == NMFLOW_BF16) {
         if (!k.rv_bf16 || !nmflow_has_bf16() || l.m > k.rv_bf16_reach) return NMFLOW_UNSUPPORTED;
@@ -32,16 +33,16 @@ int complete_rv(nmflow_layout &l, const Kernels &k) {
         const int64_t whole = l.cols / l.chunk, rest = l.cols % l.chunk;
         const int64_t pairs = whole * div_up(kept_in(l.chunk, l.n, l.m), 2) + div_up(kept_in(rest, l.n, l.m), 2);
         const int64_t entries = div_up(l.rows, l.lanes) * pairs * 2 * l.lanes;
-        l.index_bytes = 1;
+        l.index_bytes = wide ? 2 : 1;
         l.values_size = entries * 2;
-        l.index_size = entries;
+        l.index_size = entries * l.index_bytes;
         return NMFLOW_OK;
     }
-    if (!k.rv || l.m > 65536) return NMFLOW_UNSUPPORTED;
+    if (!k.rv || l.m > (wide ? k.rv_wide_reach : 65536)) return NMFLOW_UNSUPPORTED;
     int64_t reach = k.lanes;  // the fewest registers that hold a block
     while (reach < l.m && reach < k.rv_reach) reach *= 2;
     l.chunk = static_cast<int32_t>(l.m <= reach ? blocks_within(reach, l.m) : l.m);
-    l.index_bytes = l.chunk <= 256 ? 1 : 2;
+    l.index_bytes = wide ? 4 : l.chunk <= 256 ? 1 : 2;
     const int64_t entries = div_up(l.rows, l.lanes) * l.lanes * l.kept;
     l.values_size = entries * 4;
     l.index_size = entries * l.index_bytes;
@@ -70,8 +71,10 @@ void put(const Packing &p, int64_t to, uint32_t bits, int64_t index) {
         memcpy(static_cast<float *>(p.packed_values) + to, &bits, 4);
     if (p.layout->index_bytes == 1)
         static_cast<uint8_t *>(p.packed_index)[to] = static_cast<uint8_t>(index);
-    else
+    else if (p.layout->index_bytes == 2)
         static_cast<uint16_t *>(p.packed_index)[to] = static_cast<uint16_t>(index);
+    else
+        static_cast<uint32_t *>(p.packed_index)[to] = static_cast<uint32_t>(index);
 }
 
 // Where slot s of a chunk lies for a row; `before`: slots of the row in earlier chunks, `here`: slots of this one.
@@ -79,7 +82,7 @@ int64_t place(const nmflow_layout &l, int64_t row, int64_t before, int64_t here,
     if (l.algorithm == NMFLOW_TB) return before * l.rows + row * here + s;
     const int64_t lane = row % l.lanes, vector = row / l.lanes;
     if (!takes_bf16_pairs(l)) return (vector * l.kept + before + s) * l.lanes + lane;
-    const int64_t per_vector = l.index_size / div_up(l.rows, l.lanes);
+    const int64_t per_vector = l.index_size / l.index_bytes / div_up(l.rows, l.lanes);
     return vector * per_vector + (before + s / 2 * 2) * l.lanes + 2 * lane + s % 2;
 }
 
@@ -125,8 +128,8 @@ extern "C" int32_t nmflow_layout_init(nmflow_layout *layout) {
     if (!kernels) return NMFLOW_UNSUPPORTED;
     l.kept = kept_in(l.cols, l.n, l.m);
     const int status = l.algorithm == NMFLOW_TB   ? complete_tb(l, *kernels)
-                       : l.algorithm == NMFLOW_RV ? complete_rv(l, *kernels)
-                                                  : NMFLOW_BAD_ARGUMENT;
+                       : l.algorithm == NMFLOW_RV || l.algorithm == NMFLOW_RV_WIDE ? complete_rv(l, *kernels)
+                                                                                   : NMFLOW_BAD_ARGUMENT;
     if (status == NMFLOW_OK) *layout = l;
     return status;
 }
@@ -135,7 +138,7 @@ extern "C" int32_t nmflow_pack(const nmflow_layout *layout, const void *values, 
                                void *packed_values, void *packed_index, nmflow_parallel_for parallel) {
     Packing packing = {layout, values, offsets, packed_values, packed_index};
     int64_t rows = layout->rows;
-    if (layout->algorithm == NMFLOW_RV) rows = div_up(rows, layout->lanes) * layout->lanes;  // the filling too
+    if (layout->algorithm != NMFLOW_TB) rows = div_up(rows, layout->lanes) * layout->lanes;  // the filling too
     if (rows == 0) return NMFLOW_OK;
     if (parallel) return parallel(0, rows, 64, pack_rows, &packing) ? NMFLOW_NO_MEMORY : NMFLOW_OK;
     pack_rows(0, rows, &packing);

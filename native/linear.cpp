@@ -26,7 +26,7 @@ extern "C" int32_t nmflow_linear(const nmflow_weight *weight, const void *x, int
     if (tokens < 0 || weight->tile_tokens < 1 || weight->tile_rows < 1) return NMFLOW_BAD_ARGUMENT;
     const Kernels *kernels = kernels_of(l.isa);
     if (!kernels) return NMFLOW_UNSUPPORTED;
-    const bool rv = l.algorithm == NMFLOW_RV;
+    const bool rv = l.algorithm != NMFLOW_TB;
     const Kernel kernel = !rv ? kernels->tb : l.dtype == NMFLOW_BF16 ? kernels->rv_bf16 : kernels->rv;
     if (!kernel) return NMFLOW_UNSUPPORTED;
 

@@ -7,7 +7,8 @@
 //
 // Packed weight: values float [row vectors][slots][lanes], index the column within the chunk; a chunk is the most
 // whole blocks of m that a permutation reaches, its slots the kept weights of that many columns. Rows that fill up the
-// last vector have value 0 and index 0. Blocks too wide for a permutation are gathered from memory.
+// last vector have value 0 and index 0. Blocks too wide for a permutation are gathered from memory. An index has one
+// byte (two where it must), or as many as a lane.
 // Included after an isa header, once an instruction set.
 #pragma once
 
@@ -151,6 +152,13 @@ static void rv_run(const Job &job, int64_t begin, int64_t end) {
 
 static void rv(const Job &job, int64_t begin, int64_t end) {
     const nmflow_layout &l = job.weight->layout;
+    if (l.index_bytes == 4) {
+        if (l.chunk <= lanes) return rv_run<InRegisters<1>, uint32_t>(job, begin, end);
+#if NMFLOW_RV_REGISTERS >= 8
+        rv_run<InRegisters<2>, uint32_t>(job, begin, end);
+#endif
+        return;
+    }
     if (l.index_bytes == 2) return rv_run<InMemory, uint16_t>(job, begin, end);
     if (l.chunk <= lanes) return rv_run<InRegisters<1>, uint8_t>(job, begin, end);
 #if NMFLOW_RV_REGISTERS >= 8

@@ -9,6 +9,7 @@
 
 #include "nmflow.h"
 #include "project.h"
+#include "stream.h"
 
 namespace {
 
@@ -65,6 +66,11 @@ void fail(const char *what, const Case &c) {
     ++fails;
 }
 
+// `size`: the sum of the magnitudes of what was added up. False for NaN.
+bool near(double found, double expected, double size, int32_t dtype) {
+    return fabs(found - expected) <= size * 1e-6 + (dtype == NMFLOW_BF16 ? expected / 256 : 0);
+}
+
 void *aligned(int64_t bytes) { return aligned_alloc(64, static_cast<size_t>(bytes + 64) / 64 * 64); }
 
 void check_product(const Case &c) {
@@ -100,13 +106,35 @@ void check_product(const Case &c) {
                 sum += term;
                 size += fabs(term);
             }
-            const double expected = sum > 0 ? sum : 0, error = fabs(y.at(t * c.rows + r) - expected);
-            right = right && error <= size * 1e-6 + (c.dtype == NMFLOW_BF16 ? expected / 256 : 0);  // false for NaN
+            right = right && near(y.at(t * c.rows + r), sum > 0 ? sum : 0, size, c.dtype);
         }
     if (!right) fail("product", c);
     ++products;
     free(packed);
     free(index);
+}
+
+// The dense product of few tokens: the numbers of the case that speak of patterns are not used.
+void check_stream(const Case &c) {
+    Numbers w(c.rows * c.cols, c.dtype), x(c.tokens * c.cols, c.dtype), bias(c.rows, c.dtype);
+    Numbers y(c.tokens * c.rows, c.dtype);
+    y.poison();
+    const nmflow_dense dense = {w.data(), c.rows, c.cols, c.cols, c.dtype, c.isa, NMFLOW_RELU};
+    if (nmflow_stream(&dense, x.data(), c.cols, bias.data(), y.data(), c.rows, c.tokens, nullptr) != NMFLOW_OK)
+        return fail("call of a dense product", c);
+    bool right = true;
+    for (int64_t t = 0; t < c.tokens; ++t)
+        for (int64_t r = 0; r < c.rows; ++r) {
+            double sum = bias.at(r), size = fabs(sum);
+            for (int64_t k = 0; k < c.cols; ++k) {
+                const double term = w.at(r * c.cols + k) * x.at(t * c.cols + k);
+                sum += term;
+                size += fabs(term);
+            }
+            right = right && near(y.at(t * c.rows + r), sum > 0 ? sum : 0, size, c.dtype);
+        }
+    if (!right) fail("dense product", c);
+    ++products;
 }
 
 // Float32 rows or columns; with ties, zeros of both signs and a NaN among the weights.
@@ -165,7 +193,10 @@ int main() {
                         check_product({37, cols, n, m, tokens, dtype, isa, NMFLOW_TB, all, 32});
                         check_product({37, cols, n, m, tokens, dtype, isa, NMFLOW_TB, all, 1});  // sums in registers
                         check_product({37, cols, n, m, tokens, dtype, isa, NMFLOW_RV, m32, 4});
+                        check_product({37, cols, n, m, tokens, dtype, isa, NMFLOW_RV_WIDE, m32, 4});
                     }
+                for (const int32_t dtype : {NMFLOW_F32, NMFLOW_BF16})
+                    check_stream({37, cols, n, m, 7, dtype, isa, 0, 0, 0});
                 check_projection({70, cols, n, m, 0, 0, isa, 0, 0, 0}, false);
                 check_projection({70, cols, n, m, 0, 0, isa, 0, 0, 0}, true);
             }

@@ -59,6 +59,7 @@ static inline I indices(const uint8_t *p) {
 static inline I indices(const uint16_t *p) {
     return (I)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
 }
+static inline I indices(const uint32_t *p) { return (I)_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)); }
 static inline V gather(const float *x, I index) { return _mm256_i32gather_ps(x, (__m256i)index, 4); }
 
 template <int Regs>

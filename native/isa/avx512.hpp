@@ -47,6 +47,7 @@ static inline I indices(const uint8_t *p) {
 static inline I indices(const uint16_t *p) {
     return (I)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
 }
+static inline I indices(const uint32_t *p) { return (I)_mm512_loadu_si512(p); }
 static inline V gather(const float *x, I index) { return _mm512_i32gather_ps((__m512i)index, x, 4); }
 
 // Entry `index` of the 16 * Regs floats in x; index is below that.

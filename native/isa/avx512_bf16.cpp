@@ -1,7 +1,7 @@
 // RV in bfloat16: two weights a lane in one dot product (vdpbf16ps), sums in float32.
 //
 // Packed weight: values bfloat16 [row vectors][slot pairs][lanes][2], index the column within the chunk of 32 or 64
-// columns; an odd number of slots in a chunk is filled up with value 0, index 0.
+// columns (one byte, or wide: two); an odd number of slots in a chunk is filled up with value 0, index 0.
 #include "avx512.hpp"
 
 #include "../epilogue.hpp"
@@ -28,8 +28,13 @@ struct Words {  // one chunk of one token, 32 * Regs entries
     }
 };
 
-template <int Regs, int Rows, int Tokens>
-static void bf16_tile(const nmflow_layout &l, const uint16_t *values, const uint8_t *index, int64_t per_vector,
+static inline __m512i words(const uint8_t *index) {
+    return _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(index)));
+}
+static inline __m512i words(const uint16_t *index) { return _mm512_loadu_si512(index); }
+
+template <class Index, int Regs, int Rows, int Tokens>
+static void bf16_tile(const nmflow_layout &l, const uint16_t *values, const Index *index, int64_t per_vector,
                       const bf16 *x, int64_t x_stride, V *sums) {
     const int64_t pairs = div_up(kept_in(l.chunk, l.n, l.m), 2);
     __m512 sum[Rows][Tokens];
@@ -40,8 +45,7 @@ static void bf16_tile(const nmflow_layout &l, const uint16_t *values, const uint
     const auto step = [&](int64_t count) __attribute__((always_inline)) {
         for (int64_t s = 0; s < count; ++s) {
             for (int r = 0; r < Rows; ++r) {
-                const __m512i at = _mm512_cvtepu8_epi16(
-                    _mm256_loadu_si256(reinterpret_cast<const __m256i *>(index + r * per_vector)));
+                const __m512i at = words(index + r * per_vector);
                 const __m512bh value = (__m512bh)_mm512_loadu_si512(values + r * per_vector);
                 for (int t = 0; t < Tokens; ++t) sum[r][t] = _mm512_dpbf16_ps(sum[r][t], value, chunk[t][at]);
             }
@@ -63,36 +67,36 @@ static void bf16_tile(const nmflow_layout &l, const uint16_t *values, const uint
         for (int t = 0; t < Tokens; ++t) sums[r * Tokens + t] = sum[r][t];
 }
 
-using Bf16Tile = void (*)(const nmflow_layout &, const uint16_t *, const uint8_t *, int64_t, const bf16 *, int64_t,
-                          V *);
+template <class Index>
+using Bf16Tile = void (*)(const nmflow_layout &, const uint16_t *, const Index *, int64_t, const bf16 *, int64_t, V *);
 
 constexpr int most_rows = 4, most_tokens = 8;
 
-template <int Regs, int Rows, int Tokens>
-static constexpr Bf16Tile tile_if_it_fits() {
-    if constexpr (Rows * Tokens + Tokens * Regs + 3 <= NMFLOW_REGISTERS) return bf16_tile<Regs, Rows, Tokens>;
+template <class Index, int Regs, int Rows, int Tokens>
+static constexpr Bf16Tile<Index> tile_if_it_fits() {
+    if constexpr (Rows * Tokens + Tokens * Regs + 3 <= NMFLOW_REGISTERS) return bf16_tile<Index, Regs, Rows, Tokens>;
     return nullptr;
 }
 
-template <int Regs, int Rows, int... Tokens>
-static Bf16Tile tile_of(int tokens, Numbers<Tokens...>) {
-    static constexpr Bf16Tile table[] = {tile_if_it_fits<Regs, Rows, Tokens + 1>()...};
+template <class Index, int Regs, int Rows, int... Tokens>
+static Bf16Tile<Index> tile_of(int tokens, Numbers<Tokens...>) {
+    static constexpr Bf16Tile<Index> table[] = {tile_if_it_fits<Index, Regs, Rows, Tokens + 1>()...};
     return table[tokens - 1];
 }
 
-template <int Regs>
-static Bf16Tile tile_of(int rows, int tokens) {
+template <class Index, int Regs>
+static Bf16Tile<Index> tile_of(int rows, int tokens) {
     using Upto = typename Count<most_tokens>::Below;
-    if (rows == 4) return tile_of<Regs, 4>(tokens, Upto());
-    if (rows == 2) return tile_of<Regs, 2>(tokens, Upto());
-    return tile_of<Regs, 1>(tokens, Upto());
+    if (rows == 4) return tile_of<Index, Regs, 4>(tokens, Upto());
+    if (rows == 2) return tile_of<Index, Regs, 2>(tokens, Upto());
+    return tile_of<Index, Regs, 1>(tokens, Upto());
 }
 
-template <int Regs>
+template <class Index, int Regs>
 static void run(const Job &job, int64_t begin, int64_t end) {
     const nmflow_weight &w = *job.weight;
     const nmflow_layout &l = w.layout;
-    const int64_t per_vector = l.index_size / div_up(l.rows, lanes);
+    const int64_t per_vector = l.index_size / l.index_bytes / div_up(l.rows, lanes);
     const bf16 *x = static_cast<const bf16 *>(job.x);
     const bf16 *bias = static_cast<const bf16 *>(job.bias);
     bf16 *y = static_cast<bf16 *>(job.y);
@@ -101,14 +105,14 @@ static void run(const Job &job, int64_t begin, int64_t end) {
         int rows = w.tile_rows >= 4 ? 4 : w.tile_rows >= 2 ? 2 : 1;
         while (rows > end - vector) rows /= 2;
         int64_t most = least(most_tokens, least(w.tile_tokens, job.tokens));
-        while (!tile_of<Regs>(rows, static_cast<int>(most))) --most;
+        while (!tile_of<Index, Regs>(rows, static_cast<int>(most))) --most;
         const int64_t tiles = div_up(job.tokens, most);
         for (int64_t tile = 0; tile < tiles; ++tile) {
             const int64_t token = job.tokens * tile / tiles;
             const int tokens = static_cast<int>(job.tokens * (tile + 1) / tiles - token);
-            tile_of<Regs>(rows, tokens)(l, static_cast<const uint16_t *>(w.values) + vector * per_vector,
-                                        static_cast<const uint8_t *>(w.index) + vector * per_vector, per_vector,
-                                        x + token * job.x_stride, job.x_stride, sums);
+            tile_of<Index, Regs>(rows, tokens)(l, static_cast<const uint16_t *>(w.values) + vector * per_vector,
+                                               static_cast<const Index *>(w.index) + vector * per_vector, per_vector,
+                                               x + token * job.x_stride, job.x_stride, sums);
             for (int r = 0; bias && r < rows; ++r) {
                 const int64_t row = (vector + r) * lanes;
                 const V add = load_first(bias + row, least(lanes, l.rows - row));
@@ -126,10 +130,11 @@ static void run(const Job &job, int64_t begin, int64_t end) {
 }
 
 void rv_bf16(const Job &job, int64_t begin, int64_t end) {
-    if (job.weight->layout.chunk <= 32)
-        run<1>(job, begin, end);
+    const nmflow_layout &l = job.weight->layout;
+    if (l.index_bytes == 1)
+        l.chunk <= 32 ? run<uint8_t, 1>(job, begin, end) : run<uint8_t, 2>(job, begin, end);
     else
-        run<2>(job, begin, end);
+        l.chunk <= 32 ? run<uint16_t, 1>(job, begin, end) : run<uint16_t, 2>(job, begin, end);
 }
 
 // `spin` of ceilings.hpp in dot products; each adds 2^-14, so the sums stay small.

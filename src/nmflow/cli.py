@@ -255,8 +255,8 @@ def bench_kernels(settings: tuple[str, ...], as_json: bool) -> None:
     """Products with N:M weights over nn.Linear, oneDNN's packed weight and torch's CSR; the step from W to W~.
 
     For instance parts=linear patterns=1:8,1:16 tokens=1,16 shapes=3072x768 threads=2 rounds=15. The parts: linear,
-    cold (one token, 24 layers in turn), bf16, masks; dtype=float32 or bfloat16. Without settings all of it is
-    measured, which takes long.
+    cold (one token, 24 layers in turn), bf16, conv (layers of ResNet-50), masks; dtype=float32 or bfloat16. Without
+    settings all of it is measured, which takes long.
     """
     from nmflow.bench.settings import KernelSettings, read
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nmflow.bench import goals
-from nmflow.bench.cells import CSR, DENSE, OURS, Cell, MaskCell
+from nmflow.bench.cells import CONV, CONV_LAST, CSR, DENSE, OURS, Cell, ConvCell, MaskCell
 from nmflow.bench.goals import Verdict
 from nmflow.bench.kernels import places
 from nmflow.bench.machine import Ceilings, Machine, Setup
@@ -25,6 +25,10 @@ CELL = Cell(
     part="linear", shape=(3072, 768), pattern="1:8", tokens=16, dtype="float32", layers=1,
     us={DENSE: 800.0, OURS: 100.0, CSR: 300.0}, over={DENSE: 8.0, CSR: 3.0}, of_peak=0.5, of_bandwidth=None,
     goal=7.5, tiling="tb 128 64x256 rows", disturbed=0,
+)  # fmt: skip
+CONVOLUTION = ConvCell(
+    layer=(64, 128, 3, 2, 56), pattern="1:8", dtype="float32", us={OURS: 10.0, CONV: 20.0, CONV_LAST: 15.0},
+    over={CONV: 2.0, CONV_LAST: 1.5}, product=True, disturbed=2,
 )  # fmt: skip
 MASK = MaskCell((768, 3072), "1:8", "float32", {OURS: 0.1, "copy": 0.08}, 30.0, 12.0, 0.8, 20.0, None, 1)
 SETUP = Setup(
@@ -192,7 +196,7 @@ def test_the_worst_shape_decides() -> None:
     other = dataclasses.replace(CELL, tokens=196, over={DENSE: 5.7}, goal=5.6)
     assert goals.worst([CELL, slow, other]) == [slow, other]
     assert [verdict.reached for verdict in goals.verdicts([CELL, slow, other], [MASK])] == [False, True, True]
-    result = KernelResult(SETUP, 15, (CELL, slow, other), (MASK,))
+    result = KernelResult(SETUP, 15, (CELL, slow, other), (), (MASK,))
     text = "\n".join(result.summary())
     assert "7.00 / 7.5 !" in text
     assert "5.70 / 5.6" in text
@@ -207,12 +211,13 @@ def test_the_worst_shape_decides() -> None:
 # ------------------------------------------------------------------------------------------------- results
 def test_results_survive_json_and_the_folder_holds_them(tmp_path: Path) -> None:
     cold = dataclasses.replace(CELL, part="cold", tokens=1, layers=24, of_bandwidth=0.6, goal=None)
-    result = KernelResult(SETUP, 15, (CELL, cold, dataclasses.replace(CELL, tokens=196)), (MASK,))
+    result = KernelResult(SETUP, 15, (CELL, cold, dataclasses.replace(CELL, tokens=196)), (CONVOLUTION,), (MASK,))
     paths = write(result, tmp_path / "new" / "folder")
     assert [path.name for path in paths] == ["results.json", "table.md", "plot.png"]
     assert KernelResult.from_dict(json.loads(paths[0].read_text(encoding="utf-8"))) == result
     page = paths[1].read_text(encoding="utf-8")
     assert "| 1:8 | 8.00 / 7.5 | 8.00 / 7.5 |" in page
+    assert "| 3x3/2 64-128 of 56² | 1.50 |" in page
     assert "A Processor" in page
     assert paths[2].read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == sorted(p.name for p in paths)
@@ -225,11 +230,14 @@ def test_what_is_drawn_is_what_was_measured() -> None:
 
     slow = dataclasses.replace(CELL, shape=(768, 3072), over={DENSE: 6.0})
     many = dataclasses.replace(CELL, tokens=196, over={DENSE: 5.0}, of_peak=0.25)
-    figure = kernels_figure(KernelResult(SETUP, 15, (CELL, slow, many), (MASK,)).to_dict())
-    products, masks = figure.axes
+    other = (256, 64, 1, 1, 56)
+    unused = dataclasses.replace(CONVOLUTION, layer=other, over={CONV: 0.5, CONV_LAST: 0.6}, product=False)
+    figure = kernels_figure(KernelResult(SETUP, 15, (CELL, slow, many), (CONVOLUTION, unused), (MASK,)).to_dict())
+    products, convolutions, masks = figure.axes
     line, ceiling = products.lines[:2]
     assert list(line.get_ydata()) == [6.0, 5.0], "the worst shape at 16 tokens, then 196"
     assert list(ceiling.get_ydata()) == [12.0, 20.0]
+    assert [list(line.get_ydata()) for line in convolutions.lines[:2]] == [[1.5, 0.5], [0.5]], "faster one; not taken"
     assert [bar.get_height() for bar in masks.patches] == [30.0]
     with pytest.raises(ValueError, match="nothing was measured"):
-        kernels_figure(KernelResult(SETUP, 15, (), ()).to_dict())
+        kernels_figure(KernelResult(SETUP, 15, (), (), ()).to_dict())

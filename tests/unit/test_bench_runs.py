@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from click.testing import CliRunner, Result
 from torch import Tensor, nn
 
-from nmflow.bench import contenders
-from nmflow.bench.cells import CSR, DENSE, OURS, PACKED
+from nmflow.bench import contenders, kernels
+from nmflow.bench.cells import CONV, CONV_LAST, CSR, DENSE, OURS, PACKED
 from nmflow.bench.masks import argsort_and_scatter
 from nmflow.bench.networks import build, make_sparse
 from nmflow.bench.results import KernelResult
@@ -191,7 +191,8 @@ def test_ceilings_are_speeds() -> None:
 
 # -------------------------------------------------------------------------------------------- the commands
 @needs_native
-def test_kernels(tmp_path: Path) -> None:
+def test_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "CONV_LAYERS", ((16, 24, 3, 2, 8), (16, 64, 1, 1, 5)))
     found = answer("kernels", *SMALL, "patterns=1:4", "tokens=1,3", f"out={tmp_path}")
     result = KernelResult.from_dict(found)
     assert result == KernelResult.from_dict(json.loads((tmp_path / "results.json").read_text(encoding="utf-8")))
@@ -210,6 +211,13 @@ def test_kernels(tmp_path: Path) -> None:
         flops = 2 * cell.tokens * 24 * 8
         peak = result.setup.ceilings.gflops(getattr(torch, cell.dtype))
         assert cell.of_peak == pytest.approx(flops / (cell.us[OURS] * 1e-6) / (peak * 1e9))
+    assert [(cell.layer, cell.pattern, cell.product) for cell in result.convolutions] == [
+        ((16, 24, 3, 2, 8), "1:4", False),  # too few channels to pay for the windows
+        ((16, 64, 1, 1, 5), "1:4", True),
+    ]
+    for convolution in result.convolutions:
+        assert set(convolution.us) == {OURS, CONV, CONV_LAST}
+        assert set(convolution.over) == {CONV, CONV_LAST}
     assert [(mask.shape, mask.pattern) for mask in result.masks] == [((24, 32), "1:4")]
     assert result.setup.machine.threads == 1
     text = call("kernels", *SMALL, "patterns=1:4", "tokens=3", "parts=linear").output

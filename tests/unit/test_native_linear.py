@@ -403,10 +403,11 @@ def test_a_plan_that_is_none_is_refused(old: str, new: str) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(0, 5000), st.integers(1, 400), st.integers(1, 3000), st.sampled_from([0, 8, 128]))
-def test_every_tiling_offered_fits_its_weight(axis: int, m: int, tokens: int, reach: int) -> None:
-    key = Key(64, axis, max(1, m // 8), m, "float32", bucket(tokens), 2)
+@given(st.integers(0, 5000), st.integers(1, 400), st.integers(1, 3000), st.sampled_from([0, 8, 128]), st.sampled_from(["float32", "bfloat16"]))
+def test_every_tiling_offered_fits_its_weight(axis: int, m: int, tokens: int, reach: int, dtype: str) -> None:
+    key = Key(64, axis, max(1, m // 8), m, dtype, bucket(tokens), 2)
     for tiling in [default_tiling(key, reach), *candidates(key, reach)]:
-        assert tiling.algorithm == "rv" or (tiling.chunk >= m and tiling.chunk % m == 0)
+        assert tiling.algorithm.startswith("rv") or (tiling.chunk >= m and tiling.chunk % m == 0)
+        assert tiling.algorithm != "rv_wide" or m <= min(reach, 32 if dtype == "float32" else 128)
         assert tiling.algorithm == "tb" or reach
         assert min(tiling.tile_tokens, tiling.tile_rows) >= 1

@@ -123,7 +123,7 @@ def changes() -> Iterator[Any]:
         yield pytest.param(change, id=change.__name__)
 
 
-@pytest.mark.parametrize("change", changes())
+@pytest.mark.parametrize("change", list(changes()))
 @pytest.mark.parametrize("plain", [False, True], ids=["native", "dense"])
 def test_a_changed_weight_is_noticed(
     change: Callable[[NMLinear], None], plain: bool, monkeypatch: pytest.MonkeyPatch

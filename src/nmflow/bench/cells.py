@@ -1,4 +1,4 @@
-"""What one measurement is: a product, or the step from W to W~, with its times, ratios, ceilings and goal."""
+"""What one measurement is: a product, a convolution, or the step from W to W~, with times, ratios and goals."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 
 OURS, DENSE, PACKED, CSR = "nmflow", "F.linear", "oneDNN packed", "torch CSR"
 """The contenders of a product; DENSE is a call of `nn.Linear`."""
+
+CONV, CONV_LAST = "F.conv2d", "F.conv2d, channels last"
+"""Torch's convolution of an input in either order, beside OURS, the product."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,46 @@ class Cell:
     def from_dict(cls, found: dict[str, Any]) -> Cell:
         """The inverse of `to_dict`, also by way of JSON."""
         return cls(**{**found, "shape": (found["shape"][0], found["shape"][1])})
+
+
+@dataclass(frozen=True)
+class ConvCell:
+    """A convolution of one image, as a sparse product. Times are medians, ratios are medians of the rounds'."""
+
+    layer: tuple[int, int, int, int, int]
+    """(channels in, channels out, kernel, stride, side of the input)."""
+    pattern: str
+    dtype: str
+    us: Mapping[str, float]
+    over: Mapping[str, float]
+    """How many times as long torch's convolution takes as windows and product together, by order of the input."""
+    product: bool
+    """What the layer chooses: the product, or torch's convolution with the dense weight."""
+    disturbed: int
+
+    @property
+    def name(self) -> str:
+        """`3x3 64-128 of 56²`, a stride where there is one."""
+        channels, out_channels, kernel, stride, side = self.layer
+        return f"{kernel}x{kernel}{f'/{stride}' if stride > 1 else ''} {channels}-{out_channels} of {side}²"
+
+    def line(self) -> str:
+        """For people."""
+        others = "  ".join(f"{name} x{ratio:.2f}" for name, ratio in self.over.items())
+        chosen = "product" if self.product else "convolution"
+        return (
+            f"conv   {self.name:22}{self.pattern:>6}  {self.us[OURS]:9.1f} us  {others}  the layer takes the {chosen}"
+            f"{_disturbed(self.disturbed)}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {**asdict(self), "us": dict(self.us), "over": dict(self.over)}
+
+    @classmethod
+    def from_dict(cls, found: dict[str, Any]) -> ConvCell:
+        """The inverse of `to_dict`, also by way of JSON."""
+        return cls(**{**found, "layer": tuple(found["layer"])})
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,11 @@ def tiling_text(tiling: Tiling) -> str:
 
 def check(layer: nn.Linear, compressed: nn.Module, x: Tensor) -> None:
     """Raise `ArithmeticError` where the compressed layer does not give what torch gives: its speed means nothing."""
-    wanted = F.linear(x.double(), layer.weight.double(), layer.bias.double())
-    error = float((compressed(x).double() - wanted).abs().max() / wanted.abs().max())
-    if not error <= _TOLERANCE[x.dtype]:
-        raise ArithmeticError(f"{compressed}: differs from the dense layer by {error:.2g} of its largest output")
+    agree(str(compressed), compressed(x), F.linear(x.double(), layer.weight.double(), layer.bias.double()))
+
+
+def agree(what: str, found: Tensor, wanted: Tensor) -> None:
+    """Raise `ArithmeticError` where `found` is not what float64 gives, by the tolerance of its dtype."""
+    error = float((found.double() - wanted).abs().max() / wanted.abs().max())
+    if not error <= _TOLERANCE[found.dtype]:
+        raise ArithmeticError(f"{what}: differs from the dense layer by {error:.2g} of its largest output")

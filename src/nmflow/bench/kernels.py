@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from nmflow.bench import contenders, goals
-from nmflow.bench.cells import CSR, DENSE, OURS, PACKED, Cell, MaskCell
+from nmflow.bench.cells import CSR, DENSE, OURS, PACKED, Cell, ConvCell, MaskCell
+from nmflow.bench.convolutions import CONV_LAYERS, CONV_PATTERNS, measure_conv
 from nmflow.bench.machine import Setup, examine, require_native
 from nmflow.bench.masks import MASK_PATTERNS, MASK_SHAPES, measure_masks
 from nmflow.bench.results import KernelResult
@@ -49,16 +50,22 @@ def bench_kernels(settings: KernelSettings, tell: Tell) -> KernelResult:
         for line in setup.lines():
             tell(line)
         cells: list[Cell] = []
+        convolutions: list[ConvCell] = []
         masks: list[MaskCell] = []
         for place in places(settings):
             cells.append(measure(place, settings.rounds, setup))
             tell(cells[-1].line())
+        if "conv" in settings.parts:
+            for layer in CONV_LAYERS:
+                for pattern in settings.patterns or CONV_PATTERNS:
+                    convolutions.append(measure_conv(layer, pattern, settings.dtype, settings.rounds))
+                    tell(convolutions[-1].line())
         if "masks" in settings.parts:
             for shape in settings.shapes or MASK_SHAPES:
                 for pattern in settings.patterns or MASK_PATTERNS:
                     masks.append(measure_masks(shape, pattern, settings.dtype, settings.rounds))
                     tell(masks[-1].line())
-    return KernelResult(setup, settings.rounds, tuple(cells), tuple(masks))
+    return KernelResult(setup, settings.rounds, tuple(cells), tuple(convolutions), tuple(masks))
 
 
 def places(settings: KernelSettings) -> Iterator[Place]:

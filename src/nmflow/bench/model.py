@@ -76,7 +76,7 @@ class ModelResult:
             f"{self.weights} weights are N:M; {kernels}",
             f"{self.bytes_dense:,} -> {self.bytes_compressed:,} bytes; outputs agree to {self.error:.1e}",
             f"a {what}: dense {self.dense_ms:.2f} ms, compressed {self.compressed_ms:.2f} ms{per_second}",
-            f"the dense network with for_inference: {self.helped_ms:.2f} ms",
+            *([f"the dense network with for_inference: {self.helped_ms:.2f} ms"] if self.decodes else []),
             f"x{self.speed_up:.2f}; the replaced layers take {self.share:.0%} of the dense time, so x{self.limit:.2f} "
             "if nothing else became faster",
             *goals.disturbed(self.disturbed),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nmflow.bench.cells import Cell, MaskCell
+from nmflow.bench.cells import CONV, CONV_LAST, Cell, ConvCell, MaskCell
 from nmflow.bench.goals import disturbed, short, verdicts, worst
 from nmflow.bench.machine import Setup
 
 FORMAT = "nmflow-bench-kernels"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -20,17 +20,18 @@ class KernelResult:
     setup: Setup
     rounds: int
     cells: tuple[Cell, ...]
+    convolutions: tuple[ConvCell, ...]
     masks: tuple[MaskCell, ...]
 
     @property
     def disturbed(self) -> int:
         """Rounds of all cells that were kept although the process lost a core in them."""
-        return sum(cell.disturbed for cell in self.cells) + sum(cell.disturbed for cell in self.masks)
+        return sum(cell.disturbed for cells in (self.cells, self.convolutions, self.masks) for cell in cells)
 
     def summary(self) -> list[str]:
-        """For people, after the cells: a table a part, worst shape / goal, then what falls short."""
+        """For people, after the cells: a table a part (products: worst shape / goal), then what falls short."""
         lines = []
-        for title, head, rows in _tables(self.cells):
+        for title, head, rows in self._tables():
             widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
             lines += ["", title]
             lines += ["  ".join(text.rjust(w) for text, w in zip(row, widths, strict=True)) for row in [head, *rows]]
@@ -39,7 +40,7 @@ class KernelResult:
     def markdown(self) -> str:
         """The same as a page, with every cell below."""
         parts = ["# Kernels", "", *(f"- {line}" for line in self.setup.lines()), f"- {self.rounds} rounds a cell", ""]
-        for title, head, rows in _tables(self.cells):
+        for title, head, rows in self._tables():
             parts += [f"## {title[0].upper()}{title[1:]}", "", *_markdown_table(head, rows), ""]
         if self.masks:
             parts += ["## Masks", "", "```", *(cell.line() for cell in self.masks), "```", ""]
@@ -49,6 +50,9 @@ class KernelResult:
             parts += ["## Every cell", "", "```", *(cell.line() for cell in self.cells), "```", ""]
         return "\n".join(parts)
 
+    def _tables(self) -> list[Table]:
+        return [*_tables(self.cells), *_conv_tables(self.convolutions)]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return {
@@ -57,6 +61,7 @@ class KernelResult:
             "setup": self.setup.to_dict(),
             "rounds": self.rounds,
             "cells": [cell.to_dict() for cell in self.cells],
+            "convolutions": [cell.to_dict() for cell in self.convolutions],
             "masks": [cell.to_dict() for cell in self.masks],
             "short": [verdict.line() for verdict in verdicts(self.cells, self.masks) if verdict.reached is False],
         }
@@ -70,12 +75,17 @@ class KernelResult:
             Setup.from_dict(found["setup"]),
             found["rounds"],
             tuple(Cell.from_dict(cell) for cell in found["cells"]),
+            tuple(ConvCell.from_dict(cell) for cell in found["convolutions"]),
             tuple(MaskCell.from_dict(cell) for cell in found["masks"]),
         )
 
 
-def _tables(cells: tuple[Cell, ...]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """(title, head, rows) of every part and dtype: a row a pattern, a column a number of tokens."""
+Table = tuple[str, list[str], list[list[str]]]
+"""Title, head, rows."""
+
+
+def _tables(cells: tuple[Cell, ...]) -> list[Table]:
+    """One of every part and dtype: a row a pattern, a column a number of tokens."""
     tables = []
     low = worst(cells)
     for part, dtype in dict.fromkeys((cell.part, cell.dtype) for cell in low):
@@ -90,6 +100,26 @@ def _tables(cells: tuple[Cell, ...]) -> list[tuple[str, list[str], list[list[str
         head = ["pattern", *(f"{n} token{'s' * (n > 1)}" for n in counts)]
         tables.append((f"{part}, {dtype}{layers}: times F.linear, worst shape / goal (! below)", head, rows))
     return tables
+
+
+def _conv_tables(cells: tuple[ConvCell, ...]) -> list[Table]:
+    """One of every dtype: a row a layer, a column a pattern; what the layer does not choose is in brackets."""
+    tables = []
+    for dtype in dict.fromkeys(cell.dtype for cell in cells):
+        mine = {(cell.name, cell.pattern): cell for cell in cells if cell.dtype == dtype}
+        patterns = list(dict.fromkeys(pattern for _, pattern in mine))
+        rows = [
+            [name, *(_over_convolution(mine[name, pattern]) for pattern in patterns)]
+            for name in dict.fromkeys(name for name, _ in mine)
+        ]
+        title = f"conv, {dtype}: the product, times the faster of {CONV} in both orders; ( ) where that is taken"
+        tables.append((title, ["layer", *patterns], rows))
+    return tables
+
+
+def _over_convolution(cell: ConvCell) -> str:
+    times = f"{min(cell.over[CONV], cell.over[CONV_LAST]):.2f}"
+    return times if cell.product else f"({times})"
 
 
 def _beside_goal(cell: Cell) -> str:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from nmflow.pattern import Pattern
 
-PARTS = ("linear", "cold", "bf16", "masks")
+PARTS = ("linear", "cold", "bf16", "conv", "masks")
 DTYPES = ("float32", "bfloat16")
 SHAPES = ((3072, 768), (768, 3072), (4096, 1024), (1024, 4096))
 TOKENS = (1, 16, 196, 1576)
@@ -36,7 +36,7 @@ class KernelSettings(_Common):
     shapes: tuple[Shape, ...] | None = None
     tokens: tuple[int, ...] | None = None
     dtype: str = "float32"
-    """Of the parts linear, cold and masks."""
+    """Of the parts linear, cold, conv and masks."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-Algorithm = Literal["tb", "rv", "dense"]
+Algorithm = Literal["tb", "rv", "rv_wide", "dense"]
 Split = Literal["rows", "tokens"]
 
 PLAN_VERSION = 1
@@ -137,18 +137,29 @@ def expect_dense(key: Key, isa: str) -> bool:
         return True
     density, few = key.n / key.m, key.bucket <= 4
     if key.dtype == "bfloat16":
-        return density > (0.75 if few else 0.5)
+        return density > (0.75 if few else 0.65)
     return not few and density > 0.7
+
+
+_WIDE_REACH = 32
+"""`rv_wide_reach` of native/isa/avx512.cpp; where vectors are shorter, RV itself reaches less."""
+
+_WIDE_FROM = 8
+"""Tokens from which converting an index costs more than reading a wide one."""
 
 
 def default_tiling(key: Key, rv_reach: int) -> Tiling:
     """The tiling of a weight that was not measured; `rv_reach`: the widest block that RV permutes, 0 for no RV.
 
-    RV needs no transposition of x and wins while tokens are few; TB amortizes its own over many of them.
+    RV needs no transposition of x and wins while tokens are few; TB amortizes its own over many of them. In bfloat16
+    RV wins throughout: it multiplies two numbers a lane, where TB computes in float32.
     """
     tokens = 1 << key.bucket
-    if rv_reach and (tokens == 1 or (key.m <= min(rv_reach, 32) and tokens <= 64)):
-        return Tiling("rv", 0, 8, 2) if tokens > 1 else Tiling("rv", 0, 1, 4)
+    if rv_reach and tokens == 1:
+        return Tiling("rv", 0, 1, 4)
+    most = rv_reach if key.dtype == "bfloat16" else min(rv_reach, _WIDE_REACH) if tokens <= 32 else 0
+    if key.m <= most:
+        return Tiling("rv" if tokens < _WIDE_FROM else "rv_wide", 0, 8, 2)
     return tb_tiling(key.n, key.m, key.in_features, tokens)
 
 
@@ -168,7 +179,11 @@ def candidates(key: Key, rv_reach: int) -> list[Tiling]:
     found = [default_tiling(key, rv_reach)]
     if rv_reach and key.m <= max(rv_reach, 32 if tokens <= 16 else 0):
         rows_tokens = [(4, 5), (2, 8), (2, 7)] if tokens > 1 else [(4, 1), (2, 1), (1, 1)]
-        found += [Tiling("rv", 0, each, rows) for rows, each in rows_tokens]
+        wide = tokens > 1 and key.m <= (rv_reach if key.dtype == "bfloat16" else min(rv_reach, _WIDE_REACH))
+        if not wide or tokens <= 16:
+            found += [Tiling("rv", 0, each, rows) for rows, each in rows_tokens]
+        if wide:
+            found += [Tiling("rv_wide", 0, each, rows) for rows, each in rows_tokens]
     if tokens >= 8:
         whole = max(1, -(-key.in_features // key.m)) * key.m
         if whole <= 65536:

@@ -28,14 +28,16 @@ def kernels_figure(results: dict[str, Any]) -> Figure:
 
     Products: over the tokens, the speed-up over `nn.Linear` of the shape that gains least; a goal is a flat mark, the
     ceiling (every kept weight at the machine's measured peak) is dotted. Where there is one number of tokens, and for
-    masks, a bar a pattern. Raises `ValueError` where nothing was measured.
+    masks, a bar a pattern. Convolutions: layers side by side. Raises `ValueError` where nothing was measured.
     """
-    cells, masks = results["cells"], results["masks"]
+    cells, convolutions, masks = results["cells"], results["convolutions"], results["masks"]
     parts = list(dict.fromkeys((cell["part"], cell["dtype"]) for cell in cells))
     draws: list[Callable[[Axes], None]] = []
     for part, dtype in parts:
         mine = _worst([cell for cell in cells if (cell["part"], cell["dtype"]) == (part, dtype)])
         draws.append(lambda axes, mine=mine: _draw_products(axes, mine))  # type: ignore[misc]
+    if convolutions:
+        draws.append(lambda axes: _draw_convolutions(axes, convolutions))
     if masks:
         draws.append(lambda axes: _draw_masks(axes, masks))
     if not draws:
@@ -103,6 +105,30 @@ def _draw_lines(axes: Axes, cells: Cells, tokens: list[int]) -> None:
     axes.set_xticks(range(len(tokens)), [f"{count:,}" for count in tokens])
     axes.set(xlabel="tokens", xlim=(-0.3, len(tokens) - 0.7))
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _draw_convolutions(axes: Axes, cells: Cells) -> None:
+    layers = list(dict.fromkeys(tuple(cell["layer"]) for cell in cells))
+    for number, pattern in enumerate(dict.fromkeys(cell["pattern"] for cell in cells)):
+        mine = [cell for cell in cells if cell["pattern"] == pattern]
+        places, values = [layers.index(tuple(cell["layer"])) for cell in mine], [_over_convolution(cell) for cell in mine]
+        colour = _COLOURS[number % len(_COLOURS)]
+        axes.plot(places, values, color=colour, marker="o", markersize=4, linewidth=0.0, label=pattern)
+        unused = [(x, y) for x, y, cell in zip(places, values, mine, strict=True) if not cell["product"]]
+        axes.plot(*zip(*unused, strict=True), "x", color="0.2", markersize=7) if unused else None
+    axes.plot([], [], "x", color="0.2", markersize=7, label="not taken")
+    axes.axhline(1.0, color=DENSE, linewidth=1.0)
+    names = [f"{k}x{k}{f'/{s}' if s > 1 else ''}\n{i}-{o}\n{side}²" for i, o, k, s, side in layers]
+    axes.set_xticks(range(len(layers)), names)
+    axes.tick_params(axis="x", labelsize=7)
+    axes.set_title("convolutions of one image as products (layers of ResNet-50)", fontsize=10)
+    axes.set_ylabel("times torch's faster one")
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _log_scale(axes, [_over_convolution(cell) for cell in cells])
+
+
+def _over_convolution(cell: dict[str, Any]) -> float:
+    return float(min(cell["over"].values()))
 
 
 def _draw_masks(axes: Axes, masks: Cells) -> None:
