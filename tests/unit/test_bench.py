@@ -63,7 +63,7 @@ def test_settings_are_read() -> None:
         ("shapes=3072", "no ROWSxCOLS"),
         ("shapes=3072x0", "no whole number above 0"),
         ("dtype=float16", "none of float32, bfloat16"),
-        ("parts=linear,hot", '"hot" is none of linear, cold, bf16, masks'),
+        ("parts=linear,hot", '"hot" is none of linear, cold, bf16, conv, masks'),
         ("targets.ff=1:8", "no such setting"),
     ],
 )

@@ -403,7 +403,10 @@ def test_a_plan_that_is_none_is_refused(old: str, new: str) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(0, 5000), st.integers(1, 400), st.integers(1, 3000), st.sampled_from([0, 8, 128]), st.sampled_from(["float32", "bfloat16"]))
+@given(
+    st.integers(0, 5000), st.integers(1, 400), st.integers(1, 3000), st.sampled_from([0, 8, 128]),
+    st.sampled_from(["float32", "bfloat16"]),
+)  # fmt: skip
 def test_every_tiling_offered_fits_its_weight(axis: int, m: int, tokens: int, reach: int, dtype: str) -> None:
     key = Key(64, axis, max(1, m // 8), m, dtype, bucket(tokens), 2)
     for tiling in [default_tiling(key, reach), *candidates(key, reach)]:

@@ -7,6 +7,7 @@ ratio is the median of the rounds' ratios. A round in which the process lost a c
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -79,9 +80,27 @@ def in_turns(
     return Rounds({name: tuple(found[name] for found in kept) for name in sides}, disturbed)
 
 
+def keep_freed_memory() -> bool:
+    """Have malloc keep what is freed, for the rest of this process; whether it does (glibc).
+
+    Otherwise an output of many megabytes is new pages in every call, and the system's zeroing of them takes longer
+    than many a sparse product: a cost of every side, but none of theirs.
+    """
+    trim_threshold, mmap_max = -1, -4  # of malloc.h
+    try:
+        libc = ctypes.CDLL(None)
+        return bool(libc.mallopt(trim_threshold, 1 << 30) and libc.mallopt(mmap_max, 0))
+    except (OSError, AttributeError, TypeError):
+        return False
+
+
 @contextlib.contextmanager
 def computing(threads: int) -> Iterator[None]:
-    """So many threads, and random numbers that are the same in every run; the threads are given back."""
+    """So many threads, and random numbers that are the same in every run; the threads are given back.
+
+    Memory is kept from here on (`keep_freed_memory`).
+    """
+    keep_freed_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -111,7 +111,8 @@ def _draw_convolutions(axes: Axes, cells: Cells) -> None:
     layers = list(dict.fromkeys(tuple(cell["layer"]) for cell in cells))
     for number, pattern in enumerate(dict.fromkeys(cell["pattern"] for cell in cells)):
         mine = [cell for cell in cells if cell["pattern"] == pattern]
-        places, values = [layers.index(tuple(cell["layer"])) for cell in mine], [_over_convolution(cell) for cell in mine]
+        places = [layers.index(tuple(cell["layer"])) for cell in mine]
+        values = [_over_convolution(cell) for cell in mine]
         colour = _COLOURS[number % len(_COLOURS)]
         axes.plot(places, values, color=colour, marker="o", markersize=4, linewidth=0.0, label=pattern)
         unused = [(x, y) for x, y, cell in zip(places, values, mine, strict=True) if not cell["product"]]
