@@ -39,6 +39,6 @@ def pays(pattern: Pattern, out_channels: int) -> bool:
     """Whether laying out windows and multiplying sparsely beats torch's dense convolution, on the CPU.
 
     The layout costs about 28 / out_channels of the dense convolution (each window is read by that many rows), the
-    product 2.5 · N/M of it; measured for 3x3 kernels of 64 to 512 channels, `benchmarks/README.md`.
+    product 1.5 · N/M of it; fitted to what `nmflow bench kernels parts=conv` measures (`benchmarks/README.md`).
     """
-    return 28 / out_channels + 2.5 * pattern.n / pattern.m < 1
+    return 28 / out_channels + 1.5 * pattern.n / pattern.m < 1
