@@ -56,8 +56,6 @@ def compress(model: ModelT, targets: Targets | None = None) -> ModelT:
     # The dense weights themselves are not copied: the memo hands the copy the originals, which it then lets go.
     memo: dict[int, Any] = {id(model.get_parameter(name)): model.get_parameter(name) for name in packed}
     result = copy.deepcopy(model, memo)
-    for module in result.modules():
-        unstream(module)  # what reads its own weight would not become a runtime layer
     put_in(result, packed)
     record(result, slots)
     return result
@@ -147,6 +145,8 @@ def pack_parts(stored: StoredWeight, rows_RK: Tensor) -> list[CompressedNM | Ten
 
 def put_in(model: nn.Module, packed: Mapping[str, PackedWeight]) -> None:
     """Make runtime layers of every module that holds one of these parameters, tied ones too. Checks nothing."""
+    for module in model.modules():
+        unstream(module)  # what reads its own weight would not become a runtime layer
     by_parameter = {id(model.get_parameter(name)): weight for name, weight in packed.items()}
     for module in model.modules():
         mine = {
