@@ -38,7 +38,8 @@ enum nmflow_algorithm { NMFLOW_TB = 0, NMFLOW_RV = 1, NMFLOW_RV_WIDE = 2 };
 
 enum nmflow_activation { NMFLOW_NONE = 0, NMFLOW_RELU = 1, NMFLOW_GELU = 2, NMFLOW_GELU_TANH = 3, NMFLOW_SILU = 4 };
 
-/* What the threads share out: output rows, or tokens (TB only). */
+/* What the threads share out: output rows, or tokens. Whatever wrote x most likely shared out tokens, and rows then read
+   what another core has in its cache. */
 enum nmflow_split { NMFLOW_SPLIT_ROWS = 0, NMFLOW_SPLIT_TOKENS = 1 };
 
 enum nmflow_status {

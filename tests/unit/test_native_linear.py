@@ -5,11 +5,13 @@ The oracle writes the dense weight entry by entry and multiplies in float64; it 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from nmflow.ops import native
-from nmflow.ops.native_plan import DENSE, Key, NativePlan, Split, Tiling, bucket, candidates, default_tiling
+from nmflow.ops.native_plan import DENSE, Algorithm, Key, NativePlan, Split, Tiling, bucket, candidates, default_tiling
 
 missing = native.why_not()
 pytestmark = pytest.mark.skipif(missing is not None, reason=f"native library: {missing}")
@@ -140,16 +142,42 @@ def test_sums_that_stay_in_registers(isa: str, dtype: torch.dtype, split: Split,
                     assert room[:, rows:].isnan().all()
 
 
+@pytest.mark.parametrize("isa", HERE)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("split", get_args(Split))
+@pytest.mark.parametrize("algorithm", ["tb", "rv", "rv_wide"])
+def test_threads_share_out_rows_or_tokens(
+    algorithm: Algorithm, split: Split, isa: str, dtype: torch.dtype, threads: int
+) -> None:
+    """Enough work for two threads, and tokens that end within a vector."""
+    values, offsets, dense = weight(70, 130, 2, 4, dtype)
+    packed = native.prepare(values, offsets, 70, 130, 2, 4, isa=isa)
+    if algorithm != "tb" and not packed.forms.rv_reach():
+        pytest.skip(f"{isa} has no row-vector kernel for {dtype}")
+    bias = torch.randn(70).to(dtype)
+    for tokens in (16, 17, 40, 90):
+        x = torch.randn(tokens, 140).to(dtype)[:, :130]
+        choose(packed, tokens, Tiling(algorithm, 64 if algorithm == "tb" else 0, 8, 2, split))
+        room = poisoned(tokens + 1, 75, dtype=dtype)
+        native.linear(x, packed, bias, out=room[:tokens, :70])
+        assert gap(room[:tokens, :70], x.double() @ dense.T + bias.double()) <= TOLERANCE[dtype], tokens
+        assert room[tokens:].isnan().all()
+        assert room[:, 70:].isnan().all()
+
+
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(data=st.data())
-def test_any_shape_pattern_and_stride(data: st.DataObject) -> None:
+def test_any_shape_pattern_stride_and_tiling(data: st.DataObject) -> None:
     draw = data.draw
     rows, axis = draw(st.integers(1, 70)), draw(st.integers(1, 300))
     m = draw(st.integers(1, 320))
     n = draw(st.integers(1, m))
-    tokens, dtype = draw(st.integers(1, 40)), draw(st.sampled_from(list(TOLERANCE)))
+    tokens, dtype = draw(st.integers(1, 90)), draw(st.sampled_from(list(TOLERANCE)))
     values, offsets, dense = weight(rows, axis, n, m, dtype, draw(st.integers(0, 9)))
     packed = native.prepare(values, offsets, rows, axis, n, m, isa=draw(st.sampled_from(HERE)))
+    offered = candidates(packed.forms.key(tokens, torch.get_num_threads()), packed.forms.rv_reach())
+    tiling, splits = draw(st.sampled_from(offered)), st.sampled_from(get_args(Split))
+    choose(packed, tokens, dataclasses.replace(tiling, split=draw(splits)))
     wide = torch.randn(tokens, axis + draw(st.integers(0, 5))).to(dtype)
     # NaN beside every row of x, and room beside every row of y: neither may be touched.
     wide[:, axis:] = math.nan

@@ -314,12 +314,14 @@ def tune(
     """Time the tilings worth trying at `tokens` tokens on torch's present threads, and the dense product against the
     best of them; keep what is fastest in `plan`.
 
-    Returns the fastest time of each in seconds, `DENSE` among them. Candidates far behind the best are dropped after
-    one round. Packed forms that only lost candidates used are freed.
+    x is written anew before each call, by torch's threads, as the layer before would: which cache it lies in decides
+    between tilings. Returns the fastest time of each in seconds, `DENSE` among them. Candidates far behind the best are
+    dropped after one round. Packed forms that only lost candidates used are freed.
     """
     forms = packed.forms
     key = forms.key(tokens, torch.get_num_threads())
-    x = torch.randn(tokens, packed.in_features).to(packed.values.dtype)
+    source = torch.randn(tokens, packed.in_features).to(packed.values.dtype)
+    x = source.clone()
     out = x.new_empty(tokens, packed.out_features)
     keep = set(forms.packed)
     best: dict[Tiling, float] = {}
@@ -330,6 +332,7 @@ def tune(
         run = (call.address, x.data_ptr(), x.stride(0), None, out.data_ptr(), out.stride(0), tokens)
         times = []
         for _ in range(repeats + 1):
+            x.copy_(source)
             start = now()
             checked(native.handle.nmflow_linear(*run, native.parallel_for), f"tuning {tiling}")
             times.append(now() - start)
@@ -345,7 +348,7 @@ def tune(
             best[tiling] = min(best[tiling], timed(tiling, 3))
     winner = min(best, key=lambda tiling: best[tiling])
     plan.choose(key, winner)
-    own, dense = _against_dense(packed, x, activation, forms.call_of(winner, activation), max(seconds / 4, 0.02))
+    own, dense = _against_dense(packed, source, activation, forms.call_of(winner, activation), max(seconds / 4, 0.02))
     best[DENSE] = best[winner] * dense / own
     if dense < own:
         plan.choose(key, DENSE)
@@ -357,10 +360,10 @@ def tune(
 
 
 def _against_dense(
-    packed: PackedWeight, x: Tensor, activation: Activation | None, call: _Call, seconds: float
+    packed: PackedWeight, source: Tensor, activation: Activation | None, call: _Call, seconds: float
 ) -> tuple[float, float]:
     """Medians of a call of the native product and of torch's, one after the other."""
-    forms, now = packed.forms, clock()
+    forms, now, x = packed.forms, clock(), source.clone()
     forms.calls[bucket(x.shape[0]), torch.get_num_threads(), activation] = call
     weight_RK = expand(packed.values, packed.offsets, packed.in_features, packed.n, packed.m)
     sides: tuple[Callable[[], object], ...] = (
@@ -372,6 +375,7 @@ def _against_dense(
     with torch.no_grad():
         while len(times[0]) < 5 or time.perf_counter() < end:
             for side, found in zip(sides, times, strict=True):
+                x.copy_(source)
                 start = now()
                 side()
                 found.append(now() - start)

@@ -152,25 +152,27 @@ def default_tiling(key: Key, rv_reach: int) -> Tiling:
     """The tiling of a weight that was not measured; `rv_reach`: the widest block that RV permutes, 0 for no RV.
 
     RV needs no transposition of x and wins while tokens are few; TB amortizes its own over many of them. In bfloat16
-    RV wins throughout: it multiplies two numbers a lane, where TB computes in float32.
+    RV wins throughout: it multiplies two numbers a lane, where TB computes in float32. Threads share out tokens where
+    there are enough of them: x was most likely written so, and stays in the caches it is in.
     """
     tokens = 1 << key.bucket
+    split: Split = "tokens" if tokens >= 64 * key.threads else "rows"
     if rv_reach and tokens == 1:
         return Tiling("rv", 0, 1, 4)
     most = rv_reach if key.dtype == "bfloat16" else min(rv_reach, _WIDE_REACH) if tokens <= 32 else 0
     if key.m <= most:
-        return Tiling("rv" if tokens < _WIDE_FROM else "rv_wide", 0, 8, 2)
-    return tb_tiling(key.n, key.m, key.in_features, tokens)
+        return Tiling("rv" if tokens < _WIDE_FROM else "rv_wide", 0, 8, 2, split)
+    return tb_tiling(key.n, key.m, key.in_features, tokens, split)
 
 
-def tb_tiling(n: int, m: int, in_features: int, tokens: int) -> Tiling:
+def tb_tiling(n: int, m: int, in_features: int, tokens: int, split: Split) -> Tiling:
     """TB's default: a K-block of x fills most of L1 (28 KiB), wider in columns the fewer of them a row keeps."""
     sparse = m // n
     columns, width = (64, 112) if sparse <= 4 else (128, 64) if sparse <= 8 else (256, 48)
     if sparse > 32:
         columns, width = 1024, 32
     chunk = max(1, columns // m) * m
-    return Tiling("tb", min(chunk, -(-in_features // m) * m) or m, min(width, tokens), 256)
+    return Tiling("tb", min(chunk, -(-in_features // m) * m) or m, min(width, tokens), 256, split)
 
 
 def candidates(key: Key, rv_reach: int) -> list[Tiling]:
@@ -180,10 +182,11 @@ def candidates(key: Key, rv_reach: int) -> list[Tiling]:
     if rv_reach and key.m <= max(rv_reach, 32 if tokens <= 16 else 0):
         rows_tokens = [(4, 5), (2, 8), (2, 7)] if tokens > 1 else [(4, 1), (2, 1), (1, 1)]
         wide = tokens > 1 and key.m <= (rv_reach if key.dtype == "bfloat16" else min(rv_reach, _WIDE_REACH))
+        splits: tuple[Split, ...] = ("rows", "tokens") if tokens >= 64 else ("rows",)
         if not wide or tokens <= 16:
-            found += [Tiling("rv", 0, each, rows) for rows, each in rows_tokens]
+            found += [Tiling("rv", 0, each, rows, split) for rows, each in rows_tokens for split in splits]
         if wide:
-            found += [Tiling("rv_wide", 0, each, rows) for rows, each in rows_tokens]
+            found += [Tiling("rv_wide", 0, each, rows, split) for rows, each in rows_tokens for split in splits]
     if tokens >= 8:
         whole = max(1, -(-key.in_features // key.m)) * key.m
         if whole <= 65536:

@@ -133,7 +133,7 @@ def _over_convolution(cell: dict[str, Any]) -> float:
 
 
 def _draw_masks(axes: Axes, masks: Cells) -> None:
-    names = [f"{cell['pattern']}\n{cell['shape'][0]}x{cell['shape'][1]}" for cell in masks]
+    names = [f"{cell['pattern']}\n{cell['shape'][0]} x\n{cell['shape'][1]}" for cell in masks]
     values = [cell["over_argsort"] for cell in masks]
     goals = [cell["goal_over_argsort"] for cell in masks]
     _draw_bars(axes, names, values, goals, [f"{cell['of_copy']:.0%}" for cell in masks])
