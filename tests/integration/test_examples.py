@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
 import nmflow
+from nmflow.ops import native
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,7 +27,7 @@ def test_own_loop() -> None:
 
 def test_readme_snippet(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """The Python of the README, word for word but for the number of steps, on a small transformer."""
-    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    code, fast = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     assert "total_steps=10_000" in code
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
@@ -43,3 +45,11 @@ def test_readme_snippet(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no
     batch = torch.randn(2, 3, 32)
     torch.testing.assert_close(loaded.eval()(batch), model.eval()(batch))
     assert type(model.linear1) is nn.Linear
+    names["example"] = batch
+    if native.why_not() is None:
+        exec(fast, names)
+        assert (tmp_path / "plan.json").exists()
+    else:
+        with pytest.raises(RuntimeError, match="nothing to tune"):
+            exec(fast, names)
+    torch.testing.assert_close(names["fast"].eval()(batch), model(batch))

@@ -9,6 +9,7 @@ import copy
 import math
 import pickle
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -148,7 +149,7 @@ def test_graphs_take_torchs_product(how: str) -> None:
     torch.testing.assert_close(y, expected)
 
 
-def test_a_network_goes_through_it_and_back() -> None:
+def test_a_network_goes_through_it_and_back(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10)).eval()
     model[4].weight = nn.Parameter(model[4].weight.detach().clone())
@@ -170,3 +171,7 @@ def test_a_network_goes_through_it_and_back() -> None:
         again = nmflow.compress(dense, {"0.weight": "1:8"})  # a streamed layer can be compressed, too
         assert [type(layer) for layer in again] == [NMLinear, nn.GELU, nn.Linear, nn.Tanh, nn.Linear]
         torch.testing.assert_close(again(x), expected)
+        nmflow.save_compressed(ready, tmp_path / "small.safetensors")
+        loaded = nmflow.load_compressed(tmp_path / "small.safetensors", dense)
+        assert [type(layer) for layer in loaded] == [NMLinear, nn.GELU, NMLinear, nn.Tanh, nn.Linear]
+        torch.testing.assert_close(loaded(x), expected)
