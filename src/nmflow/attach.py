@@ -248,7 +248,7 @@ class _Attached(nn.Module):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         # `.to()` may swap data, or its order in memory, without a trace in the version count.
-        result = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        result = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # not annotated
         for effective in self.__dict__[_EFFECTIVE].values():
             effective.effective = torch.empty(0)
         _derive_all(self, new_masks=False)

@@ -170,7 +170,7 @@ class Sparsifier:
         self.model.zero_grad(set_to_none=True)
         count = 0
         for batch in batches:
-            loss_fn(self.model, batch).backward()  # type: ignore[no-untyped-call]
+            loss_fn(self.model, batch).backward()  # type: ignore[no-untyped-call]  # not annotated
             count += 1
         masks: dict[int, Tensor] = {}
         problems = [] if count else ["no batches to calibrate on"]

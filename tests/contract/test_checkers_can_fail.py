@@ -169,9 +169,9 @@ def reading_wears_off(read: Any) -> Any:
     """A read that changes what the next one sees."""
 
     def worn(self: EffectiveWeight, weight: Tensor) -> Tensor:
-        self.reads = getattr(self, "reads", 0) + 1  # type: ignore[attr-defined]
+        self.reads = getattr(self, "reads", 0) + 1  # type: ignore[attr-defined]  # a planted fault
         seen: Tensor = read(self, weight)
-        return seen * (1 - 0.01 * self.reads)  # type: ignore[attr-defined]
+        return seen * (1 - 0.01 * self.reads)  # type: ignore[attr-defined]  # a planted fault
 
     return worn
 
@@ -321,7 +321,7 @@ def one_class_forgotten(detach: Any) -> Any:
 
 class ChangesBeforeItChecks(Sparsifier):
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
-        model.sparsifier = self  # type: ignore[assignment]
+        model.sparsifier = self  # type: ignore[assignment]  # a planted fault
         super().__init__(model, *args, **kwargs)
 
 

@@ -128,9 +128,9 @@ def check_sr_ste_strength(host: Host, scale: float, micro_batches: int) -> None:
         weight = weights[name].detach()
         kept = mask_of(weight, parts)
         pruned = ~kept & (weight.abs() > 0.05)
-        difference = (with_term[name] - without[name])[pruned] / weight[pruned]  # type: ignore[operator]
+        difference = (with_term[name] - without[name])[pruned] / weight[pruned]  # type: ignore[operator]  # not None
         torch.testing.assert_close(difference.median(), torch.tensor(LAMBDA), rtol=1e-2, atol=0)
-        assert torch.equal(with_term[name][kept], without[name][kept])  # type: ignore[index]
+        assert torch.equal(with_term[name][kept], without[name][kept])  # type: ignore[index]  # not None
 
 
 def check_checkpointing(host: Host, use_reentrant: bool) -> None:

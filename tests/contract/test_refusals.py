@@ -6,6 +6,7 @@ import copy
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -104,7 +105,7 @@ def test_a_target_that_matches_nothing(key: str, says: str) -> None:
 def test_an_axis_that_m_does_not_divide(name: str, targets: dict[str, str], says: tuple[str, ...]) -> None:
     host = HOST[name]
     if host.needs:
-        pytest.importorskip(host.needs)
+        pytest.importorskip(host.needs, reason=f"{host.name} needs the optional {host.needs}")
     check_refused(host, targets, *says, 'remainder="partial"', "skip")
 
 
@@ -126,7 +127,8 @@ def test_all_problems_are_said_at_once() -> None:
 
 @pytest.mark.parametrize("remainder", ["drop", "", None, 1])
 def test_an_unknown_remainder(remainder: object) -> None:
-    check_refused(HOST["linear"], {"weight": "1:4"}, "error, partial, skip", remainder=remainder)  # type: ignore[arg-type]
+    wrong: Any = remainder
+    check_refused(HOST["linear"], {"weight": "1:4"}, "error, partial, skip", remainder=wrong)
 
 
 def test_no_targets_and_nothing_left_to_make_sparse() -> None:
@@ -282,10 +284,12 @@ def without(state: dict[str, object], key: str) -> dict[str, object]:
     return {other: value for other, value in state.items() if other != key}
 
 
-def check_state_is_refused(host: Host, change: Callable[[dict], dict], *says: str, **options: object) -> None:  # type: ignore[type-arg]
+def check_state_is_refused(
+    host: Host, change: Callable[[dict[str, Any]], dict[str, Any]], *says: str, **options: object
+) -> None:
     """A state that is not this run's changes nothing, and the run goes on as if it had not been offered."""
-    model, sparsifier = train(host, 3, **options)  # type: ignore[arg-type]
-    twin, other = train(host, 3, **options)  # type: ignore[arg-type]
+    model, sparsifier = train(host, 3, **options)  # type: ignore[arg-type]  # any option, wrong ones too
+    twin, other = train(host, 3, **options)  # type: ignore[arg-type]  # any option, wrong ones too
     state = change(copy.deepcopy(sparsifier.state_dict()))
     sparsifier_before = repr(sparsifier.state_dict())
     with refused(model, *says):
@@ -317,7 +321,7 @@ def check_state_is_refused(host: Host, change: Callable[[dict], dict], *says: st
         (lambda state: {**state, "masks": {"nobody.weight": torch.zeros(1, dtype=torch.uint8)}}, "nobody"),
     ],
 )
-def test_a_state_of_another_run(change: Callable[[dict], dict], says: str) -> None:  # type: ignore[type-arg]
+def test_a_state_of_another_run(change: Callable[[dict], dict], says: str) -> None:  # type: ignore[type-arg]  # any
     check_state_is_refused(HOST["encoder_layer_train"], change, says)
 
 
@@ -330,7 +334,7 @@ def test_a_state_of_another_run(change: Callable[[dict], dict], says: str) -> No
     ],
 )
 def test_masks_that_do_not_fit(bits: Callable[[Tensor], object], says: str) -> None:
-    def change(state: dict) -> dict:  # type: ignore[type-arg]
+    def change(state: dict) -> dict:  # type: ignore[type-arg]  # any
         return {**state, "masks": {label: bits(mask) for label, mask in state["masks"].items()}}
 
     check_state_is_refused(HOST["mha"], change, says, mask_every=2)

@@ -214,11 +214,11 @@ def test_tied_head_and_embedding_are_one_slot() -> None:
     ]
     dense = parameters(model)["transformer.wte.weight"]
     expected = effective_of(dense, (Part(2, 8),), DECAY[HALF_WAY])
-    assert_same(model.transformer.wte.weight.detach(), expected)  # type: ignore[union-attr]
-    assert_same(model.lm_head.weight.detach(), expected)  # type: ignore[union-attr]
-    assert model.lm_head._parameters["weight"] is dense  # type: ignore[union-attr]
+    assert_same(model.transformer.wte.weight.detach(), expected)  # type: ignore[union-attr]  # modules by name
+    assert_same(model.lm_head.weight.detach(), expected)  # type: ignore[union-attr]  # modules by name
+    assert model.lm_head._parameters["weight"] is dense  # type: ignore[union-attr]  # modules by name
     sparsifier.finalize()
-    assert model.lm_head.weight is model.transformer.wte.weight  # type: ignore[union-attr]
+    assert model.lm_head.weight is model.transformer.wte.weight  # type: ignore[union-attr]  # modules by name
 
 
 class Twice(nn.Module):

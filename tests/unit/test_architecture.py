@@ -252,4 +252,4 @@ def test_public_names_are_found_and_others_refused() -> None:
     for name in nmflow.__all__:
         assert getattr(nmflow, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'Sparsifer'"):
-        nmflow.Sparsifer  # type: ignore[attr-defined]  # noqa: B018
+        nmflow.Sparsifer  # type: ignore[attr-defined]  # noqa: B018  wrong on purpose

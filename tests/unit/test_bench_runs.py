@@ -125,7 +125,7 @@ def test_all_contenders_are_the_same_layer(pattern: str, tokens: int) -> None:
     others = [contenders.packed_dense(layer, tokens), contenders.csr_linear(layer)]
     others.append(contenders.ours(layer, Pattern.parse(pattern)))
     with torch.inference_mode():
-        contenders.tune(others[-1], tokens, seconds=0.0)  # type: ignore[arg-type]
+        contenders.tune(others[-1], tokens, seconds=0.0)  # type: ignore[arg-type]  # compressed above
         for other in others:
             if other is not None:
                 torch.testing.assert_close(other(x).double(), wanted, rtol=1e-4, atol=1e-4)
@@ -228,8 +228,8 @@ def test_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_native
 def test_layer() -> None:
     found = answer("layer", "24x32", "1:4", "tokens=1,16", "rounds=1", "threads=1")
-    assert [cell["tokens"] for cell in found["cells"]] == [1, 16]  # type: ignore[attr-defined]
-    for tiling in found["tilings"]:  # type: ignore[attr-defined]
+    assert [cell["tokens"] for cell in found["cells"]] == [1, 16]  # type: ignore[attr-defined]  # JSON has no types
+    for tiling in found["tilings"]:  # type: ignore[attr-defined]  # JSON has no types
         assert tiling["rule"].split()[0] in ("rv", "rv_wide", "tb")
         assert tiling["tried"] >= 1
         assert tiling["rule_us"] > 0 < tiling["tuned_us"]
@@ -265,7 +265,7 @@ def test_networks_are_made_sparse() -> None:
 
 @needs_native
 def test_decoding_begins_at_the_prompt_every_time() -> None:
-    pytest.importorskip("transformers")
+    pytest.importorskip("transformers", reason="needs the optional package transformers")
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from nmflow.bench.model import _side
@@ -277,7 +277,7 @@ def test_decoding_begins_at_the_prompt_every_time() -> None:
     lengths: list[int] = []
 
     def note(module: nn.Module, given: tuple[object, ...], more: dict[str, object]) -> None:
-        lengths.append(more["past_key_values"].get_seq_length())  # type: ignore[attr-defined]
+        lengths.append(more["past_key_values"].get_seq_length())  # type: ignore[attr-defined]  # JSON has no types
 
     with torch.inference_mode():
         decode = _side(subject, model, new_tokens=3)

@@ -281,7 +281,7 @@ def test_skip_leaves_an_odd_axis_dense(axis: int) -> None:
 @pytest.mark.parametrize("check", [nm_mask, is_nm])
 def test_an_unknown_remainder_is_refused(check: object) -> None:
     with pytest.raises(ValueError, match=r'"drop".*error, partial, skip'):
-        check(torch.zeros(2, 5), "1:4", remainder="drop")  # type: ignore[operator]
+        check(torch.zeros(2, 5), "1:4", remainder="drop")  # type: ignore[operator]  # options vary
 
 
 def test_blocks_never_run_on_into_the_next_row() -> None:
@@ -353,8 +353,8 @@ def test_one_more_nonzero_is_found(seed: int, n: int, dtype: torch.dtype) -> Non
 )
 def test_rows_are_the_lines_of_the_reduction_axis_and_come_back(shape: tuple[int, ...], layout: str) -> None:
     weight = torch.arange(float(math.prod(shape))).reshape(shape)
-    rows = to_rows(weight, layout)  # type: ignore[arg-type]
-    assert tuple(rows.shape) == rows_shape(shape, layout)  # type: ignore[arg-type]
+    rows = to_rows(weight, layout)  # type: ignore[arg-type]  # from a table
+    assert tuple(rows.shape) == rows_shape(shape, layout)  # type: ignore[arg-type]  # from a table
     if len(shape) == 4:
         expected = [[weight[index].item() for index in line] for line in conv_lines(shape)]
     elif len(shape) == 3 and layout == "conv":
@@ -366,7 +366,7 @@ def test_rows_are_the_lines_of_the_reduction_axis_and_come_back(shape: tuple[int
     else:
         expected = [weight.reshape(-1).tolist()]
     assert rows.tolist() == expected
-    assert torch.equal(from_rows(rows, shape, layout), weight)  # type: ignore[arg-type]
+    assert torch.equal(from_rows(rows, shape, layout), weight)  # type: ignore[arg-type]  # from a table
 
 
 @pytest.mark.parametrize(

@@ -308,7 +308,7 @@ def test_calls_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="bias has shape"):
         native.linear(x, packed, torch.ones(4))
     with pytest.raises(ValueError, match="activation"):
-        native.linear(x, packed, None, "tanh")  # type: ignore[arg-type]
+        native.linear(x, packed, None, "tanh")  # type: ignore[arg-type]  # wrong on purpose
     for out in (torch.ones(2, 4), torch.ones(3, 3), torch.ones(2, 3).double(), torch.ones(3, 2).T):
         with pytest.raises(ValueError, match="out "):
             native.linear(x, packed, out=out)

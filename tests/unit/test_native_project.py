@@ -358,7 +358,9 @@ def test_why_not_answers_with_a_reason() -> None:
 
 # ------------------------------------------------------------------------------------------------ in training
 def gpt2_conv1d() -> nn.Module:
-    return pytest.importorskip("transformers.pytorch_utils").Conv1D(96, 72)
+    utils = pytest.importorskip("transformers.pytorch_utils", reason="needs the optional package transformers")
+    module: nn.Module = utils.Conv1D(96, 72)
+    return module
 
 
 @pytest.mark.parametrize(

@@ -68,13 +68,13 @@ def test_no_swap_is_proposed_that_is_wrong_too() -> None:
 @pytest.mark.parametrize("value", [16, 1.5, None, (1, 16), b"1:16"])
 def test_only_strings_and_patterns_are_read(value: object) -> None:
     with pytest.raises(TypeError, match="1:16"):
-        Pattern.parse(value)  # type: ignore[arg-type]
+        Pattern.parse(value)  # type: ignore[arg-type]  # wrong on purpose
 
 
 @pytest.mark.parametrize(("n", "m"), [(1.0, 4), (1, 4.0), ("1", 4), (True, 4), (1, True), (None, 4)])
 def test_a_pattern_takes_whole_numbers_only(n: object, m: object) -> None:
     with pytest.raises(TypeError, match="two whole numbers"):
-        Pattern(n, m)  # type: ignore[arg-type]
+        Pattern(n, m)  # type: ignore[arg-type]  # wrong on purpose
 
 
 @settings(deadline=None)
@@ -135,13 +135,13 @@ def test_the_order_is_exact_where_floats_would_round(a: tuple[int, int], b: tupl
 def test_a_pattern_compares_to_patterns_only() -> None:
     assert Pattern(1, 4) != "1:4"
     with pytest.raises(TypeError):
-        assert Pattern(1, 4) < "1:8"  # type: ignore[operator]
+        assert Pattern(1, 4) < "1:8"  # type: ignore[operator]  # wrong on purpose
 
 
 def test_a_pattern_is_a_value() -> None:
     pattern = Pattern(1, 4)
     with pytest.raises(AttributeError):
-        pattern.n = 2  # type: ignore[misc]
+        pattern.n = 2  # type: ignore[misc]  # frozen: must raise
     assert {pattern: "x"}[Pattern(1, 4)] == "x"
     assert copy.deepcopy(pattern) == pickle.loads(pickle.dumps(pattern)) == pattern
     assert Pattern(1, 4) != Pattern(2, 8)                         # one density, two patterns

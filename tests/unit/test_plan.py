@@ -70,7 +70,7 @@ def test_plans_written_by_hand() -> None:
 def test_a_million_steps_ask_a_few_of_them() -> None:
     asked = []
 
-    class Counted(type(recipe("sdgf-stepwise"))):  # type: ignore[misc]
+    class Counted(type(recipe("sdgf-stepwise"))):  # type: ignore[misc]  # a class known at run time
         def at(self, step, *rest):
             asked.append(step)
             return super().at(step, *rest)

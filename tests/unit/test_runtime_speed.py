@@ -301,20 +301,20 @@ def feed_forwards() -> dict[str, Callable[[], tuple[nn.Module, list[str]]]]:
         return lambda: (layer, ["linear1"])
 
     def bert() -> tuple[nn.Module, list[str]]:
-        transformers = pytest.importorskip("transformers")
+        transformers = pytest.importorskip("transformers", reason="needs the optional package transformers")
         config = transformers.BertConfig(hidden_size=16, intermediate_size=32, num_attention_heads=2)
         from transformers.models.bert.modeling_bert import BertIntermediate
 
         return BertIntermediate(config), ["dense"]
 
     def gpt2() -> tuple[nn.Module, list[str]]:
-        transformers = pytest.importorskip("transformers")
+        transformers = pytest.importorskip("transformers", reason="needs the optional package transformers")
         from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 
         return GPT2MLP(32, transformers.GPT2Config(n_embd=16, n_head=2)), ["c_fc"]
 
     def timm_mlp() -> tuple[nn.Module, list[str]]:
-        pytest.importorskip("timm")
+        pytest.importorskip("timm", reason="needs the optional package timm")
         from timm.layers import Mlp
 
         return Mlp(16, 32), ["fc1"]

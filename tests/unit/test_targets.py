@@ -55,7 +55,8 @@ class Net(nn.Module):
 
 
 def taken(model: nn.Module, targets: dict[str, str | None], **options: str) -> dict[str, str]:
-    return {slot.label: str(slot.pattern) for slot in resolve(model, targets, **options).slots}  # type: ignore[arg-type]
+    found = resolve(model, targets, **options)  # type: ignore[arg-type]  # names of remainders
+    return {slot.label: str(slot.pattern) for slot in found.slots}
 
 
 def test_role_takes_every_layer_of_that_role_and_no_other() -> None:
@@ -117,7 +118,7 @@ def test_a_bare_linear_is_a_model() -> None:
 
 def test_tied_weights_are_one_slot_under_the_first_name() -> None:
     model = Net()
-    model.head.weight = model.embed.weight  # type: ignore[assignment]
+    model.head.weight = model.embed.weight  # type: ignore[assignment]  # a tie
     assert taken(model, {"head.weight": "1:4"}) == {"embed.weight": "1:4"}
     assert "embed.weight" not in taken(model, {"re:.*": "1:4"})
 

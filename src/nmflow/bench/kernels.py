@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from nmflow.bench.results import KernelResult
 from nmflow.bench.settings import PATTERNS, SHAPES, TOKENS, KernelSettings
 from nmflow.bench.timing import Rounds, computing, in_turns
 from nmflow.pattern import Pattern
+from nmflow.runtime.modules import PackedRows
 
 COLD_LAYERS = 24
 _COLD_PATTERNS = ("2:4", "1:8", "1:32")
@@ -102,7 +104,8 @@ def measure(place: Place, rounds: int, setup: Setup) -> Cell:
         slow = timed_if_fast({OURS: sides[OURS], CSR: called([csr], x)}, CSR)
         if slow is not None:
             us[CSR], over[CSR] = slow.median(CSR) * 1e6, slow.ratio(OURS, CSR)
-    tiling, nbytes = contenders.chosen(compressed[0].weight_nm.rows[0], place.tokens)  # type: ignore[arg-type]
+    rows = cast(PackedRows, compressed[0].weight_nm.rows[0])
+    tiling, nbytes = contenders.chosen(rows, place.tokens)
     flops = 2 * place.tokens * place.shape[0] * pattern.kept(place.shape[1])
     read = setup.ceilings.read_gbs * 1e3  # bytes a microsecond
     return Cell(

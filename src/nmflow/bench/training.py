@@ -120,7 +120,7 @@ def _steps(
 
     def step() -> None:
         loss = F.cross_entropy(subject.logits(model).flatten(0, -2), targets.flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # not annotated
         if sparsifier is not None:
             sparsifier.edit_gradients()
         optimizer.step()

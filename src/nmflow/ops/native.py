@@ -384,8 +384,8 @@ def _against_dense(
 
 
 # --------------------------------------------------------------------------------------- the torch operator
-_OPERATORS = torch.library.Library("nmflow", "FRAGMENT")  # type: ignore[no-untyped-call]
-_OPERATORS.define(  # type: ignore[no-untyped-call]
+_OPERATORS = torch.library.Library("nmflow", "FRAGMENT")  # type: ignore[no-untyped-call]  # not annotated
+_OPERATORS.define(  # type: ignore[no-untyped-call]  # not annotated
     "linear(Tensor x, Tensor values, Tensor offsets, Tensor? bias, int out_features, int in_features, int n, int m, "
     "str? activation) -> Tensor"
 )
@@ -450,7 +450,7 @@ def _fake(
     return x.new_empty((*x.shape[:-1], out_features))
 
 
-_OPERATORS.impl("linear", operator, "CPU")  # type: ignore[no-untyped-call]
+_OPERATORS.impl("linear", operator, "CPU")  # type: ignore[no-untyped-call]  # not annotated
 torch.library.register_fake("nmflow::linear", _fake, lib=_OPERATORS)
 
 

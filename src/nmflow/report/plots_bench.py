@@ -35,7 +35,7 @@ def kernels_figure(results: dict[str, Any]) -> Figure:
     draws: list[Callable[[Axes], None]] = []
     for part, dtype in parts:
         mine = _worst([cell for cell in cells if (cell["part"], cell["dtype"]) == (part, dtype)])
-        draws.append(lambda axes, mine=mine: _draw_products(axes, mine))  # type: ignore[misc]
+        draws.append(lambda axes, mine=mine: _draw_products(axes, mine))  # type: ignore[misc]  # bound early
     if convolutions:
         draws.append(lambda axes: _draw_convolutions(axes, convolutions))
     if masks:

@@ -186,7 +186,7 @@ def table_lines(cells: Sequence[Cell]) -> list[str]:
         n = f"{cell.n}" if not cell.missing else f"{cell.n} of {len(cell.seeds)}"
         rows.append([cell.pattern, cell.recipe, cell.text(), n, _hundred(cell.min), _hundred(cell.max)])
         known = dense is not None and cell.mean is not None and cell.pattern != "dense"
-        rows[-1].append(f"{100 * (cell.mean - dense):+.2f}" if known else "")  # type: ignore[operator]
+        rows[-1].append(f"{100 * (cell.mean - dense):+.2f}" if known else "")  # type: ignore[operator]  # it is known
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows

@@ -396,7 +396,7 @@ def _forward_is_linear(module: nn.Module, layout: str) -> bool:
         return cls.forward is nn.Linear.forward and layout == "rows"
     if is_gpt2_conv1d(module):
         conv1d = next(base for base in cls.__mro__ if base.__name__ == "Conv1D")
-        return cls.forward is conv1d.forward and layout == "columns"  # type: ignore[attr-defined]
+        return cls.forward is conv1d.forward and layout == "columns"  # type: ignore[attr-defined]  # not in the stubs
     return False
 
 

@@ -13,10 +13,10 @@ from torch.utils._pytree import tree_map_only
 # weight each time would cost more than the layer.
 _METADATA: frozenset[Callable[..., Any]] = frozenset(
     {
-        Tensor.dtype.__get__,  # type: ignore[attr-defined]
-        Tensor.shape.__get__,  # type: ignore[attr-defined]
-        Tensor.ndim.__get__,  # type: ignore[attr-defined]
-        Tensor.requires_grad.__get__,  # type: ignore[attr-defined]
+        Tensor.dtype.__get__,  # type: ignore[attr-defined]  # stubs call it a value
+        Tensor.shape.__get__,  # type: ignore[attr-defined]  # stubs call it a value
+        Tensor.ndim.__get__,  # type: ignore[attr-defined]  # stubs call it a value
+        Tensor.requires_grad.__get__,  # type: ignore[attr-defined]  # stubs call it a value
         Tensor.size,
         Tensor.dim,
         Tensor.numel,
@@ -48,11 +48,11 @@ class WeightView(Tensor):
         return view
 
     @property
-    def device(self) -> torch.device:  # type: ignore[override]
+    def device(self) -> torch.device:  # type: ignore[override]  # read only here
         return self._device
 
     @property
-    def data(self) -> Tensor:  # type: ignore[override]
+    def data(self) -> Tensor:  # type: ignore[override]  # read only here
         return self
 
     @classmethod
@@ -65,7 +65,7 @@ class WeightView(Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         if func in _METADATA:
-            return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
+            return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]  # torch
         written = args[0] if args else next(iter(kwargs.values()), None)
         if isinstance(kwargs.get("out"), WeightView) or (
             isinstance(written, WeightView) and _writes(getattr(func, "__name__", ""))
