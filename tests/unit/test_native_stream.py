@@ -135,6 +135,18 @@ def test_it_follows_weights_that_change() -> None:
         torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
 
 
+@pytest.mark.parametrize("tokens", [1, 20])
+def test_a_traced_network_computes(tokens: int) -> None:
+    """torch.jit.trace writes down what torch does; a product behind its back would be lost."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64)).eval().requires_grad_(False)
+    model[0].weight.mul_(nmflow.nm_mask(model[0].weight, "1:8"))
+    ready = nmflow.for_inference(nmflow.compress(model, {"0.weight": "1:8"}))
+    ready(torch.randn(tokens, 64))
+    traced, x = torch.jit.trace(ready, torch.randn(tokens, 64)), torch.randn(tokens, 64)
+    torch.testing.assert_close(traced(x), model(x))
+
+
 @pytest.mark.parametrize("how", ["compile", "export"])
 def test_graphs_take_torchs_product(how: str) -> None:
     torch.manual_seed(0)

@@ -98,7 +98,7 @@ def _native_linear(
     activation: Activation | None = None,
 ) -> Tensor:
     # While a graph is traced, and for tensors that are more than numbers, the operator; else without torch between.
-    if torch.compiler.is_compiling() or not native_library.plain(x, bias):
+    if native_library.recording() or not native_library.plain(x, bias):
         return cast(Tensor, torch.ops.nmflow.linear(x, values_RS, offsets_RS, bias, *shape, n, m, activation))
     return native.operator(x, values_RS, offsets_RS, bias, *shape, n, m, activation)
 

@@ -89,6 +89,11 @@ def library() -> Library:
     return _FOUND
 
 
+def recording() -> bool:
+    """Whether calls are being written down (compile, export, jit.trace), and what torch does not see would be lost."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def plain(*tensors: torch.Tensor | None) -> bool:
     """Whether all of these that are not None may be handed over by address."""
     return all(tensor is None or type(tensor) in PLAIN for tensor in tensors)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nmflow import ops
+from nmflow.ops import native_library
 from nmflow.ops.dense import Activation, activate, unpacked, versions
 from nmflow.runtime.format import CompressedNM, weight_of
 from nmflow.runtime.parts import StoredWeight
@@ -62,7 +63,7 @@ class PackedRows(nn.Module):
         values, offsets = buffers["values"], buffers["offsets"]
         assert values is not None
         assert offsets is not None
-        if not torch.compiler.is_compiling():
+        if not native_library.recording():
             bound = self._bound
             if bound is None or not bound.holds(values, offsets):
                 bound = self._bound = ops.BoundLinear(values, offsets, self.shape, self.pattern.n, self.pattern.m)
