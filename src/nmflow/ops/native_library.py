@@ -91,7 +91,8 @@ def library() -> Library:
 
 def recording() -> bool:
     """Whether calls are being written down (compile, export, jit.trace), and what torch does not see would be lost."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[no-untyped-call]  # not annotated
+    return tracing or torch.compiler.is_compiling()
 
 
 def plain(*tensors: torch.Tensor | None) -> bool:
