@@ -91,8 +91,7 @@ def library() -> Library:
 
 def recording() -> bool:
     """Whether calls are being written down (compile, export, jit.trace), and what torch does not see would be lost."""
-    tracing: bool = torch.jit.is_tracing()  # type: ignore[no-untyped-call]  # not annotated
-    return tracing or torch.compiler.is_compiling()
+    return torch.compiler.is_compiling() or bool(torch._C._get_tracing_state())
 
 
 def plain(*tensors: torch.Tensor | None) -> bool:
