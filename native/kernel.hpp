@@ -43,8 +43,7 @@ constexpr int64_t worth_sharing = 16384;
 struct Kernels {
     int lanes;          // floats of a vector: tokens of a TB unit, rows of an RV unit
     int rv_reach;       // most columns one RV lookup reaches in float32
-    int rv_wide_reach;  // and of those the most with wide indices
-    int rv_bf16_reach;  // the most in bfloat16, of either width; 0 where there is no such kernel
+    int rv_bf16_reach;  // the same in bfloat16; 0 where there is no such kernel
     Kernel tb, rv, rv_bf16;
     Stream stream;
     const Ceilings *ceilings;
@@ -65,6 +64,9 @@ static inline int64_t kept_in(int64_t cols, int64_t n, int64_t m) {
     const int64_t tail = cols % m;
     return cols / m * n + (tail < n ? tail : n);
 }
+
+// Bits of an index below `reach`.
+static constexpr int bits_below(int64_t reach) { return reach <= 1 ? 0 : 1 + bits_below((reach + 1) / 2); }
 
 static inline int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }

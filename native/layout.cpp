@@ -6,8 +6,6 @@
 namespace nmflow {
 namespace {
 
-bool takes_bf16_pairs(const nmflow_layout &l) { return l.algorithm != NMFLOW_TB && l.dtype == NMFLOW_BF16; }
-
 // The most whole blocks within `reach` columns.
 int64_t blocks_within(int64_t reach, int64_t m) { return reach / m * m; }
 
@@ -15,37 +13,37 @@ int complete_tb(nmflow_layout &l, const Kernels &k) {
     if (l.chunk < 1 || l.chunk % l.m) return NMFLOW_BAD_ARGUMENT;
     l.lanes = k.lanes;
     if (l.chunk > 65536) return NMFLOW_UNSUPPORTED;
-    l.index_bytes = l.chunk <= 256 ? 1 : 2;
+    l.index_bits = l.chunk <= 256 ? 8 : 16;
     l.values_size = l.rows * l.kept * 4;
-    l.index_size = l.rows * l.kept * l.index_bytes;
+    l.index_size = l.rows * l.kept * l.index_bits / 8;
     return NMFLOW_OK;
 }
 
 int complete_rv(nmflow_layout &l, const Kernels &k) {
-    const bool wide = l.algorithm == NMFLOW_RV_WIDE;
     l.lanes = k.lanes;
+    const int64_t vectors = div_up(l.rows, l.lanes);
     if (l.dtype == NMFLOW_BF16) {
         if (!k.rv_bf16 || !nmflow_has_bf16() || l.m > k.rv_bf16_reach) return NMFLOW_UNSUPPORTED;
         // One register reaches half; it is enough where it holds a pair of slots.
         const int64_t half = k.rv_bf16_reach / 2;
         const bool enough = l.m <= half && blocks_within(half, l.m) / l.m * l.n >= 2;
-        l.chunk = static_cast<int32_t>(blocks_within(enough ? half : k.rv_bf16_reach, l.m));
+        const int64_t reach = enough ? half : k.rv_bf16_reach;
+        l.chunk = static_cast<int32_t>(blocks_within(reach, l.m));
+        l.index_bits = bits_below(reach);
         const int64_t whole = l.cols / l.chunk, rest = l.cols % l.chunk;
         const int64_t pairs = whole * div_up(kept_in(l.chunk, l.n, l.m), 2) + div_up(kept_in(rest, l.n, l.m), 2);
-        const int64_t entries = div_up(l.rows, l.lanes) * pairs * 2 * l.lanes;
-        l.index_bytes = wide ? 2 : 1;
-        l.values_size = entries * 2;
-        l.index_size = entries * l.index_bytes;
+        l.values_size = vectors * pairs * l.lanes * 2 * 2;
+        l.index_size = vectors * div_up(pairs, 16 / l.index_bits) * l.lanes * 2 * 2;
         return NMFLOW_OK;
     }
-    if (!k.rv || l.m > (wide ? k.rv_wide_reach : 65536)) return NMFLOW_UNSUPPORTED;
+    if (!k.rv) return NMFLOW_UNSUPPORTED;
     int64_t reach = k.lanes;  // the fewest registers that hold a block
     while (reach < l.m && reach < k.rv_reach) reach *= 2;
-    l.chunk = static_cast<int32_t>(l.m <= reach ? blocks_within(reach, l.m) : l.m);
-    l.index_bytes = wide ? 4 : l.chunk <= 256 ? 1 : 2;
-    const int64_t entries = div_up(l.rows, l.lanes) * l.lanes * l.kept;
-    l.values_size = entries * 4;
-    l.index_size = entries * l.index_bytes;
+    const bool picked = l.m <= reach;
+    l.chunk = static_cast<int32_t>(picked ? blocks_within(reach, l.m) : l.m);
+    l.index_bits = picked ? bits_below(reach) : l.chunk <= 256 ? 8 : 16;
+    l.values_size = vectors * l.kept * l.lanes * 4;
+    l.index_size = vectors * div_up(l.kept, 32 / l.index_bits) * l.lanes * 4;
     return NMFLOW_OK;
 }
 
@@ -64,32 +62,53 @@ uint32_t value_bits(const Packing &p, int64_t at) {  // of a float
     return bits;
 }
 
-void put(const Packing &p, int64_t to, uint32_t bits, int64_t index) {
-    if (takes_bf16_pairs(*p.layout))
-        static_cast<uint16_t *>(p.packed_values)[to] = static_cast<uint16_t>(bits >> 16);
-    else
-        memcpy(static_cast<float *>(p.packed_values) + to, &bits, 4);
-    if (p.layout->index_bytes == 1)
+struct Slot {
+    int64_t row;
+    int64_t before, here;  // slots of the row in earlier chunks, and in this one
+    int64_t s;             // of those
+};
+
+void put_tb(const Packing &p, Slot slot, uint32_t bits, int64_t index) {
+    const int64_t to = slot.before * p.layout->rows + slot.row * slot.here + slot.s;
+    memcpy(static_cast<float *>(p.packed_values) + to, &bits, 4);
+    if (p.layout->index_bits == 8)
         static_cast<uint8_t *>(p.packed_index)[to] = static_cast<uint8_t>(index);
-    else if (p.layout->index_bytes == 2)
-        static_cast<uint16_t *>(p.packed_index)[to] = static_cast<uint16_t>(index);
     else
-        static_cast<uint32_t *>(p.packed_index)[to] = static_cast<uint32_t>(index);
+        static_cast<uint16_t *>(p.packed_index)[to] = static_cast<uint16_t>(index);
 }
 
-// Where slot s of a chunk lies for a row; `before`: slots of the row in earlier chunks, `here`: slots of this one.
-int64_t place(const nmflow_layout &l, int64_t row, int64_t before, int64_t here, int64_t s) {
-    if (l.algorithm == NMFLOW_TB) return before * l.rows + row * here + s;
-    const int64_t lane = row % l.lanes, vector = row / l.lanes;
-    if (!takes_bf16_pairs(l)) return (vector * l.kept + before + s) * l.lanes + lane;
-    const int64_t per_vector = l.index_size / l.index_bytes / div_up(l.rows, l.lanes);
-    return vector * per_vector + (before + s / 2 * 2) * l.lanes + 2 * lane + s % 2;
+// Index number `step` of a lane goes into its word, after those that are there.
+template <class Word>
+void put_index(const Packing &p, int64_t vector, int64_t step, int64_t lane, int64_t width, int64_t index) {
+    const nmflow_layout &l = *p.layout;
+    const int64_t per_word = 8 * static_cast<int64_t>(sizeof(Word)) / l.index_bits;
+    const int64_t of_vector = l.index_size / static_cast<int64_t>(sizeof(Word)) / div_up(l.rows, l.lanes);
+    Word &word = static_cast<Word *>(p.packed_index)[vector * of_vector + step / per_word * width + lane];
+    const int64_t at = step % per_word;
+    word = static_cast<Word>((at ? word : 0) | index << (at * l.index_bits));
+}
+
+void put_rv(const Packing &p, Slot slot, uint32_t bits, int64_t index) {
+    const nmflow_layout &l = *p.layout;
+    const int64_t vector = slot.row / l.lanes, lane = slot.row % l.lanes, step = slot.before + slot.s;
+    memcpy(static_cast<float *>(p.packed_values) + (vector * l.kept + step) * l.lanes + lane, &bits, 4);
+    put_index<uint32_t>(p, vector, step, lane, l.lanes, index);
+}
+
+void put_pairs(const Packing &p, Slot slot, uint32_t bits, int64_t index) {
+    const nmflow_layout &l = *p.layout;
+    const int64_t vector = slot.row / l.lanes, lane = slot.row % l.lanes * 2 + slot.s % 2, width = 2 * l.lanes;
+    const int64_t pair = (slot.before + slot.s) / 2, of_vector = l.values_size / 2 / div_up(l.rows, l.lanes);
+    static_cast<uint16_t *>(p.packed_values)[vector * of_vector + pair * width + lane] =
+        static_cast<uint16_t>(bits >> 16);
+    put_index<uint16_t>(p, vector, pair, lane, width, index);
 }
 
 void pack_rows(int64_t begin, int64_t end, void *context) {
     const Packing &p = *static_cast<const Packing *>(context);
     const nmflow_layout &l = *p.layout;
-    const bool pairs = takes_bf16_pairs(l);
+    const bool pairs = l.algorithm == NMFLOW_RV && l.dtype == NMFLOW_BF16;
+    const auto put = l.algorithm == NMFLOW_TB ? put_tb : pairs ? put_pairs : put_rv;
     for (int64_t row = begin; row < end; ++row) {
         int64_t from = row * l.kept, before = 0;
         for (int64_t k = 0; k < l.cols; k += l.chunk) {
@@ -104,7 +123,7 @@ void pack_rows(int64_t begin, int64_t end, void *context) {
                     bits = value_bits(p, from + s);
                     index = s / l.n * l.m + offset;
                 }
-                put(p, place(l, row, before, here, s), bits, index);
+                put(p, {row, before, here, s}, bits, index);
             }
             from += stored;
             before += here;
@@ -128,8 +147,8 @@ extern "C" int32_t nmflow_layout_init(nmflow_layout *layout) {
     if (!kernels) return NMFLOW_UNSUPPORTED;
     l.kept = kept_in(l.cols, l.n, l.m);
     const int status = l.algorithm == NMFLOW_TB   ? complete_tb(l, *kernels)
-                       : l.algorithm == NMFLOW_RV || l.algorithm == NMFLOW_RV_WIDE ? complete_rv(l, *kernels)
-                                                                                   : NMFLOW_BAD_ARGUMENT;
+                       : l.algorithm == NMFLOW_RV ? complete_rv(l, *kernels)
+                                                  : NMFLOW_BAD_ARGUMENT;
     if (status == NMFLOW_OK) *layout = l;
     return status;
 }

@@ -23,7 +23,7 @@ extern "C" {
 #define NMFLOW_API
 #endif
 
-#define NMFLOW_ABI_VERSION 4
+#define NMFLOW_ABI_VERSION 5
 
 enum nmflow_dtype { NMFLOW_F32 = 0, NMFLOW_BF16 = 1 };
 
@@ -31,10 +31,8 @@ enum nmflow_dtype { NMFLOW_F32 = 0, NMFLOW_BF16 = 1 };
 enum nmflow_isa { NMFLOW_ISA_AUTO = -1, NMFLOW_ISA_PORTABLE = 0, NMFLOW_ISA_AVX2 = 1, NMFLOW_ISA_AVX512 = 2 };
 
 /* TB, token-broadcast: tokens in the lanes, a weight is broadcast, x transposed first. For many tokens, any pattern.
-   RV, row-vector: output rows in the lanes, a permutation picks x. For few tokens; no transposition at all.
-   RV_WIDE: the same, an index as wide as its lane. Read as it is it saves a conversion, which costs as much as two
-   weights; for all but the fewest tokens, where memory is waited for. */
-enum nmflow_algorithm { NMFLOW_TB = 0, NMFLOW_RV = 1, NMFLOW_RV_WIDE = 2 };
+   RV, row-vector: output rows in the lanes, a permutation picks x. For few tokens; no transposition at all. */
+enum nmflow_algorithm { NMFLOW_TB = 0, NMFLOW_RV = 1 };
 
 enum nmflow_activation { NMFLOW_NONE = 0, NMFLOW_RELU = 1, NMFLOW_GELU = 2, NMFLOW_GELU_TANH = 3, NMFLOW_SILU = 4 };
 
@@ -62,7 +60,7 @@ typedef struct nmflow_layout {
     int32_t chunk; /* columns that are worked on together: TB any multiple of m; RV ignores what it is given */
     /* set by nmflow_layout_init */
     int32_t lanes;         /* rows (RV) or tokens (TB) of one vector */
-    int32_t index_bytes;   /* 1, 2 or 4: width of one packed index */
+    int32_t index_bits;    /* of one packed index; TB: 8 or 16, RV: as few as reach a chunk, see row_vector.hpp */
     int64_t kept;          /* S */
     int64_t values_size;   /* bytes of the packed values */
     int64_t index_size;    /* bytes of the packed indices */

@@ -7,8 +7,10 @@
 //
 // Packed weight: values float [row vectors][slots][lanes], index the column within the chunk; a chunk is the most
 // whole blocks of m that a permutation reaches, its slots the kept weights of that many columns. Rows that fill up the
-// last vector have value 0 and index 0. Blocks too wide for a permutation are gathered from memory. An index has one
-// byte (two where it must), or as many as a lane.
+// last vector have value 0 and index 0. Blocks too wide for a permutation are gathered from memory.
+// An index has the bits that reach a chunk (4 for 16 columns), and a word of 32 holds those of the next 32 / bits slots,
+// whatever their chunk, the first one lowest: words [row vectors][words][lanes]. A shift brings up the next one;
+// converting from bytes would cost as much as two weights, and a lane for every index eight times the memory.
 // Included after an isa header, once an instruction set.
 #pragma once
 
@@ -21,6 +23,7 @@ namespace NMFLOW_ISA {
 template <int Regs>
 struct InRegisters {
     static constexpr int cost = Regs;  // registers a token
+    static constexpr int bits = bits_below(Regs * lanes);
     V x[Regs];
     inline void read(const float *p) {
         for (int i = 0; i < Regs; ++i) x[i] = load(p + i * lanes);
@@ -34,32 +37,47 @@ struct InRegisters {
     inline V operator[](I index) const { return pick<Regs>(x, index); }
 };
 
+template <int Bits>
 struct InMemory {
     static constexpr int cost = 0;
+    static constexpr int bits = Bits;
     const float *x;
     inline void read(const float *p) { x = p; }
     inline void read_first(const float *p, int64_t) { x = p; }
-    inline V operator[](I index) const { return gather(x, index); }
+    inline V operator[](I index) const { return gather(x, index & ((1 << Bits) - 1)); }
 };
 
-template <class From, class Index, int Rows, int Tokens>
-static void rv_tile(const nmflow_layout &l, const float *values, const Index *index, const float *x, int64_t x_stride,
-                    V *sums) {
-    const int64_t per_vector = l.kept * lanes;  // packed entries of one vector of rows
+// Packed entries of one vector of rows.
+struct OfVector {
+    int64_t values, words;
+    explicit OfVector(const nmflow_layout &l)
+        : values(l.kept * lanes), words(div_up(l.kept, 32 / l.index_bits) * lanes) {}
+};
+
+template <class From, int Rows, int Tokens>
+static void rv_tile(const nmflow_layout &l, OfVector each, const float *values, const uint32_t *words, const float *x,
+                    int64_t x_stride, V *sums) {
     const int64_t slots = kept_in(l.chunk, l.n, l.m);
     const int64_t reach = From::cost ? From::cost * lanes : l.chunk;
     V sum[Rows][Tokens];
     for (int r = 0; r < Rows; ++r)
         for (int t = 0; t < Tokens; ++t) sum[r][t] = broadcast(0.0f);
 
+    I index[Rows];
+    int left = 0;  // indices in it
     const auto step = [&](const From *chunk, int64_t count) __attribute__((always_inline)) {
         for (int64_t s = 0; s < count; ++s) {
-            for (int r = 0; r < Rows; ++r) {
-                const I at = indices(index + r * per_vector);
-                const V value = load(values + r * per_vector);
-                for (int t = 0; t < Tokens; ++t) sum[r][t] = fma(value, chunk[t][at], sum[r][t]);
+            if (left == 0) {
+                for (int r = 0; r < Rows; ++r) index[r] = load(words + r * each.words);
+                words += lanes;
+                left = 32 / From::bits;
             }
-            index += lanes;
+            --left;
+            for (int r = 0; r < Rows; ++r) {
+                const V value = load(values + r * each.values);
+                for (int t = 0; t < Tokens; ++t) sum[r][t] = fma(value, chunk[t][index[r]], sum[r][t]);
+                index[r] >>= From::bits;
+            }
             values += lanes;
         }
     };
@@ -78,39 +96,39 @@ static void rv_tile(const nmflow_layout &l, const float *values, const Index *in
         for (int t = 0; t < Tokens; ++t) sums[r * Tokens + t] = sum[r][t];
 }
 
-template <class Index>
-using RvTile = void (*)(const nmflow_layout &, const float *, const Index *, const float *, int64_t, V *);
+using RvTile = void (*)(const nmflow_layout &, OfVector, const float *, const uint32_t *, const float *, int64_t, V *);
 
 constexpr int rv_most_rows = 4, rv_most_tokens = 8;
 
-// As many sums as the registers hold beside the tokens' x, an index and a value; fewer tokens where they do not fit.
-template <class From, class Index, int Rows, int Tokens>
-static constexpr RvTile<Index> rv_tile_if_it_fits() {
-    if constexpr (Tokens == 1 || Rows * Tokens + Tokens * From::cost + 3 <= NMFLOW_REGISTERS)
-        return rv_tile<From, Index, Rows, Tokens>;
+// As many sums as the registers hold beside the tokens' x, the indices, a value and what was picked; fewer tokens where
+// they do not fit.
+template <class From, int Rows, int Tokens>
+static constexpr RvTile rv_tile_if_it_fits() {
+    if constexpr (Tokens == 1 || Rows * Tokens + Tokens * From::cost + Rows + 2 <= NMFLOW_REGISTERS)
+        return rv_tile<From, Rows, Tokens>;
     return nullptr;
 }
 
-template <class From, class Index, int Rows, int... Tokens>
-static RvTile<Index> rv_tile_of(int tokens, Numbers<Tokens...>) {
-    static constexpr RvTile<Index> table[] = {rv_tile_if_it_fits<From, Index, Rows, Tokens + 1>()...};
+template <class From, int Rows, int... Tokens>
+static RvTile rv_tile_of(int tokens, Numbers<Tokens...>) {
+    static constexpr RvTile table[] = {rv_tile_if_it_fits<From, Rows, Tokens + 1>()...};
     return table[tokens - 1];
 }
 
-template <class From, class Index>
-static RvTile<Index> rv_tile_of(int rows, int tokens) {
+template <class From>
+static RvTile rv_tile_of(int rows, int tokens) {
     using Upto = typename Count<rv_most_tokens>::Below;
-    if (rows == 4) return rv_tile_of<From, Index, 4>(tokens, Upto());
-    if (rows == 2) return rv_tile_of<From, Index, 2>(tokens, Upto());
-    return rv_tile_of<From, Index, 1>(tokens, Upto());
+    if (rows == 4) return rv_tile_of<From, 4>(tokens, Upto());
+    if (rows == 2) return rv_tile_of<From, 2>(tokens, Upto());
+    return rv_tile_of<From, 1>(tokens, Upto());
 }
 
 // Row vectors [begin, end), all tokens.
-template <class From, class Index>
+template <class From>
 static void rv_run(const Job &job, int64_t begin, int64_t end) {
     const nmflow_weight &w = *job.weight;
     const nmflow_layout &l = w.layout;
-    const int64_t per_vector = l.kept * lanes;
+    const OfVector each(l);
     const float *x = static_cast<const float *>(job.x);
     const float *bias = static_cast<const float *>(job.bias);
     float *y = static_cast<float *>(job.y);
@@ -119,14 +137,14 @@ static void rv_run(const Job &job, int64_t begin, int64_t end) {
         int rows = w.tile_rows >= 4 ? 4 : w.tile_rows >= 2 ? 2 : 1;
         while (rows > end - vector) rows /= 2;
         int64_t most = least(rv_most_tokens, least(w.tile_tokens, job.tokens));
-        while (!rv_tile_of<From, Index>(rows, static_cast<int>(most))) --most;
+        while (!rv_tile_of<From>(rows, static_cast<int>(most))) --most;
         const int64_t tiles = div_up(job.tokens, most);
         for (int64_t tile = 0; tile < tiles; ++tile) {
             const int64_t token = job.tokens * tile / tiles;
             const int tokens = static_cast<int>(job.tokens * (tile + 1) / tiles - token);
-            rv_tile_of<From, Index>(rows, tokens)(l, static_cast<const float *>(w.values) + vector * per_vector,
-                                                  static_cast<const Index *>(w.index) + vector * per_vector,
-                                                  x + token * job.x_stride, job.x_stride, sums);
+            rv_tile_of<From>(rows, tokens)(l, each, static_cast<const float *>(w.values) + vector * each.values,
+                                           static_cast<const uint32_t *>(w.index) + vector * each.words,
+                                           x + token * job.x_stride, job.x_stride, sums);
             for (int r = 0; r < rows; ++r) {
                 const int64_t row = (vector + r) * lanes, width = least(lanes, l.rows - row);
                 if (bias) {
@@ -152,21 +170,13 @@ static void rv_run(const Job &job, int64_t begin, int64_t end) {
 
 static void rv(const Job &job, int64_t begin, int64_t end) {
     const nmflow_layout &l = job.weight->layout;
-    if (l.index_bytes == 4) {
-        if (l.chunk <= lanes) return rv_run<InRegisters<1>, uint32_t>(job, begin, end);
+    if (l.chunk <= lanes) return rv_run<InRegisters<1>>(job, begin, end);
 #if NMFLOW_RV_REGISTERS >= 8
-        rv_run<InRegisters<2>, uint32_t>(job, begin, end);
+    if (l.chunk <= 2 * lanes) return rv_run<InRegisters<2>>(job, begin, end);
+    if (l.chunk <= 4 * lanes) return rv_run<InRegisters<4>>(job, begin, end);
+    if (l.chunk <= 8 * lanes) return rv_run<InRegisters<8>>(job, begin, end);
 #endif
-        return;
-    }
-    if (l.index_bytes == 2) return rv_run<InMemory, uint16_t>(job, begin, end);
-    if (l.chunk <= lanes) return rv_run<InRegisters<1>, uint8_t>(job, begin, end);
-#if NMFLOW_RV_REGISTERS >= 8
-    if (l.chunk <= 2 * lanes) return rv_run<InRegisters<2>, uint8_t>(job, begin, end);
-    if (l.chunk <= 4 * lanes) return rv_run<InRegisters<4>, uint8_t>(job, begin, end);
-    if (l.chunk <= 8 * lanes) return rv_run<InRegisters<8>, uint8_t>(job, begin, end);
-#endif
-    rv_run<InMemory, uint8_t>(job, begin, end);
+    l.chunk <= 256 ? rv_run<InMemory<8>>(job, begin, end) : rv_run<InMemory<16>>(job, begin, end);
 }
 
 }  // namespace NMFLOW_ISA

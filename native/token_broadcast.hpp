@@ -232,7 +232,7 @@ static void tb_run(const Job &job, int64_t begin, int64_t end) {
     const int64_t last = least(end * lanes, by_rows ? l.rows : job.tokens);
     const int64_t rows[] = {by_rows ? begin * lanes : 0, by_rows ? last : l.rows};
     const int64_t tokens[] = {by_rows ? 0 : begin * lanes, by_rows ? job.tokens : last};
-    if (l.index_bytes == 1)
+    if (l.index_bits == 8)
         tb_run<X, uint8_t>(job, rows[0], rows[1], tokens[0], tokens[1]);
     else
         tb_run<X, uint16_t>(job, rows[0], rows[1], tokens[0], tokens[1]);

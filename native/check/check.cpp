@@ -193,7 +193,6 @@ int main() {
                         check_product({37, cols, n, m, tokens, dtype, isa, NMFLOW_TB, all, 32});
                         check_product({37, cols, n, m, tokens, dtype, isa, NMFLOW_TB, all, 1});  // sums in registers
                         check_product({37, cols, n, m, tokens, dtype, isa, NMFLOW_RV, m32, 4});
-                        check_product({37, cols, n, m, tokens, dtype, isa, NMFLOW_RV_WIDE, m32, 4});
                     }
                 for (const int32_t dtype : {NMFLOW_F32, NMFLOW_BF16})
                     check_stream({37, cols, n, m, 7, dtype, isa, 0, 0, 0});

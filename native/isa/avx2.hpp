@@ -53,15 +53,10 @@ static inline void store_first(bf16 *p, V v, int64_t count) {
     memcpy(p, whole, static_cast<size_t>(count) * sizeof(bf16));
 }
 
-static inline I indices(const uint8_t *p) {
-    return (I)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)));
-}
-static inline I indices(const uint16_t *p) {
-    return (I)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
-}
-static inline I indices(const uint32_t *p) { return (I)_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)); }
+static inline I load(const uint32_t *p) { return (I)_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)); }
 static inline V gather(const float *x, I index) { return _mm256_i32gather_ps(x, (__m256i)index, 4); }
 
+// Entry `index` of the 8 floats in x; its bits above the lowest three do not matter.
 template <int Regs>
 static inline V pick(const V *x, I index) {
     static_assert(Regs == 1, "one register is what the permutation reaches");

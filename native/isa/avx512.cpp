@@ -11,6 +11,6 @@ namespace avx512 {
 void rv_bf16(const Job &job, int64_t begin, int64_t end);
 double spin_bf16(int64_t rounds, float seed);
 }
-const Kernels avx512_kernels = {avx512::lanes, 128, 32, 64, avx512::tb, avx512::rv, avx512::rv_bf16,
+const Kernels avx512_kernels = {avx512::lanes, 128, 64, avx512::tb, avx512::rv, avx512::rv_bf16,
                                 avx512::stream, &avx512::ceilings, avx512::spin_bf16};
 }  // namespace nmflow

@@ -41,16 +41,10 @@ static inline void store_first(bf16 *p, V v, int64_t count) {
 }
 static inline void store(bf16 *p, V v) { store_first(p, v, lanes); }
 
-static inline I indices(const uint8_t *p) {
-    return (I)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
-}
-static inline I indices(const uint16_t *p) {
-    return (I)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
-}
-static inline I indices(const uint32_t *p) { return (I)_mm512_loadu_si512(p); }
+static inline I load(const uint32_t *p) { return (I)_mm512_loadu_si512(p); }
 static inline V gather(const float *x, I index) { return _mm512_i32gather_ps((__m512i)index, x, 4); }
 
-// Entry `index` of the 16 * Regs floats in x; index is below that.
+// Entry `index` of the 16 * Regs floats in x; bits of the index above those that say so do not matter.
 template <int Regs>
 static inline V pick(const V *x, I index) {
     const __m512i i = (__m512i)index;

@@ -1,7 +1,8 @@
 // RV in bfloat16: two weights a lane in one dot product (vdpbf16ps), sums in float32.
 //
 // Packed weight: values bfloat16 [row vectors][slot pairs][lanes][2], index the column within the chunk of 32 or 64
-// columns (one byte, or wide: two); an odd number of slots in a chunk is filled up with value 0, index 0.
+// columns; an odd number of slots in a chunk is filled up with value 0, index 0. Indices have 5 or 6 bits, a word of 16
+// holds those of 3 or 2 pairs, as in row_vector.hpp: words [row vectors][words][lanes][2].
 #include "avx512.hpp"
 
 #include "../epilogue.hpp"
@@ -10,7 +11,8 @@ namespace nmflow {
 namespace avx512 {
 
 template <int Regs>
-struct Words {  // one chunk of one token, 32 * Regs entries
+struct Chunk {  // of one token, 32 * Regs entries
+    static constexpr int bits = Regs == 1 ? 5 : 6;
     __m512i x[Regs];
     static __m512i first(const bf16 *p, int64_t count) {
         const __mmask32 mask = count >= 32 ? ~0u : count <= 0 ? 0u : (1u << count) - 1u;
@@ -22,34 +24,46 @@ struct Words {  // one chunk of one token, 32 * Regs entries
     inline void read_first(const bf16 *p, int64_t count) {
         for (int i = 0; i < Regs; ++i) x[i] = first(p + 32 * i, count - 32 * i);
     }
-    inline __m512bh operator[](__m512i index) const {
+    inline __m512bh operator[](__m512i index) const {  // the bits above those that reach it do not matter
         if constexpr (Regs == 1) return (__m512bh)_mm512_permutexvar_epi16(index, x[0]);
         if constexpr (Regs == 2) return (__m512bh)_mm512_permutex2var_epi16(x[0], index, x[1]);
     }
 };
 
-static inline __m512i words(const uint8_t *index) {
-    return _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(index)));
-}
-static inline __m512i words(const uint16_t *index) { return _mm512_loadu_si512(index); }
+// Packed entries of one vector of rows.
+struct OfPairs {
+    int64_t values, words;
+    explicit OfPairs(const nmflow_layout &l) {
+        const int64_t vectors = div_up(l.rows, lanes);
+        values = l.values_size / 2 / vectors;
+        words = l.index_size / 2 / vectors;
+    }
+};
 
-template <class Index, int Regs, int Rows, int Tokens>
-static void bf16_tile(const nmflow_layout &l, const uint16_t *values, const Index *index, int64_t per_vector,
+template <int Regs, int Rows, int Tokens>
+static void bf16_tile(const nmflow_layout &l, OfPairs each, const uint16_t *values, const uint16_t *words,
                       const bf16 *x, int64_t x_stride, V *sums) {
     const int64_t pairs = div_up(kept_in(l.chunk, l.n, l.m), 2);
     __m512 sum[Rows][Tokens];
     for (int r = 0; r < Rows; ++r)
         for (int t = 0; t < Tokens; ++t) sum[r][t] = _mm512_setzero_ps();
 
-    Words<Regs> chunk[Tokens];
+    Chunk<Regs> chunk[Tokens];
+    __m512i index[Rows];
+    int left = 0;  // indices in it
     const auto step = [&](int64_t count) __attribute__((always_inline)) {
         for (int64_t s = 0; s < count; ++s) {
-            for (int r = 0; r < Rows; ++r) {
-                const __m512i at = words(index + r * per_vector);
-                const __m512bh value = (__m512bh)_mm512_loadu_si512(values + r * per_vector);
-                for (int t = 0; t < Tokens; ++t) sum[r][t] = _mm512_dpbf16_ps(sum[r][t], value, chunk[t][at]);
+            if (left == 0) {
+                for (int r = 0; r < Rows; ++r) index[r] = _mm512_loadu_si512(words + r * each.words);
+                words += 32;
+                left = 16 / Chunk<Regs>::bits;
             }
-            index += 32;
+            --left;
+            for (int r = 0; r < Rows; ++r) {
+                const __m512bh value = (__m512bh)_mm512_loadu_si512(values + r * each.values);
+                for (int t = 0; t < Tokens; ++t) sum[r][t] = _mm512_dpbf16_ps(sum[r][t], value, chunk[t][index[r]]);
+                index[r] = _mm512_srli_epi16(index[r], Chunk<Regs>::bits);
+            }
             values += 32;
         }
     };
@@ -67,36 +81,36 @@ static void bf16_tile(const nmflow_layout &l, const uint16_t *values, const Inde
         for (int t = 0; t < Tokens; ++t) sums[r * Tokens + t] = sum[r][t];
 }
 
-template <class Index>
-using Bf16Tile = void (*)(const nmflow_layout &, const uint16_t *, const Index *, int64_t, const bf16 *, int64_t, V *);
+using Bf16Tile = void (*)(const nmflow_layout &, OfPairs, const uint16_t *, const uint16_t *, const bf16 *, int64_t,
+                          V *);
 
 constexpr int most_rows = 4, most_tokens = 8;
 
-template <class Index, int Regs, int Rows, int Tokens>
-static constexpr Bf16Tile<Index> tile_if_it_fits() {
-    if constexpr (Rows * Tokens + Tokens * Regs + 3 <= NMFLOW_REGISTERS) return bf16_tile<Index, Regs, Rows, Tokens>;
+template <int Regs, int Rows, int Tokens>
+static constexpr Bf16Tile tile_if_it_fits() {
+    if constexpr (Rows * Tokens + Tokens * Regs + Rows + 2 <= NMFLOW_REGISTERS) return bf16_tile<Regs, Rows, Tokens>;
     return nullptr;
 }
 
-template <class Index, int Regs, int Rows, int... Tokens>
-static Bf16Tile<Index> tile_of(int tokens, Numbers<Tokens...>) {
-    static constexpr Bf16Tile<Index> table[] = {tile_if_it_fits<Index, Regs, Rows, Tokens + 1>()...};
+template <int Regs, int Rows, int... Tokens>
+static Bf16Tile tile_of(int tokens, Numbers<Tokens...>) {
+    static constexpr Bf16Tile table[] = {tile_if_it_fits<Regs, Rows, Tokens + 1>()...};
     return table[tokens - 1];
 }
 
-template <class Index, int Regs>
-static Bf16Tile<Index> tile_of(int rows, int tokens) {
+template <int Regs>
+static Bf16Tile tile_of(int rows, int tokens) {
     using Upto = typename Count<most_tokens>::Below;
-    if (rows == 4) return tile_of<Index, Regs, 4>(tokens, Upto());
-    if (rows == 2) return tile_of<Index, Regs, 2>(tokens, Upto());
-    return tile_of<Index, Regs, 1>(tokens, Upto());
+    if (rows == 4) return tile_of<Regs, 4>(tokens, Upto());
+    if (rows == 2) return tile_of<Regs, 2>(tokens, Upto());
+    return tile_of<Regs, 1>(tokens, Upto());
 }
 
-template <class Index, int Regs>
+template <int Regs>
 static void run(const Job &job, int64_t begin, int64_t end) {
     const nmflow_weight &w = *job.weight;
     const nmflow_layout &l = w.layout;
-    const int64_t per_vector = l.index_size / l.index_bytes / div_up(l.rows, lanes);
+    const OfPairs each(l);
     const bf16 *x = static_cast<const bf16 *>(job.x);
     const bf16 *bias = static_cast<const bf16 *>(job.bias);
     bf16 *y = static_cast<bf16 *>(job.y);
@@ -105,14 +119,14 @@ static void run(const Job &job, int64_t begin, int64_t end) {
         int rows = w.tile_rows >= 4 ? 4 : w.tile_rows >= 2 ? 2 : 1;
         while (rows > end - vector) rows /= 2;
         int64_t most = least(most_tokens, least(w.tile_tokens, job.tokens));
-        while (!tile_of<Index, Regs>(rows, static_cast<int>(most))) --most;
+        while (!tile_of<Regs>(rows, static_cast<int>(most))) --most;
         const int64_t tiles = div_up(job.tokens, most);
         for (int64_t tile = 0; tile < tiles; ++tile) {
             const int64_t token = job.tokens * tile / tiles;
             const int tokens = static_cast<int>(job.tokens * (tile + 1) / tiles - token);
-            tile_of<Index, Regs>(rows, tokens)(l, static_cast<const uint16_t *>(w.values) + vector * per_vector,
-                                               static_cast<const Index *>(w.index) + vector * per_vector, per_vector,
-                                               x + token * job.x_stride, job.x_stride, sums);
+            tile_of<Regs>(rows, tokens)(l, each, static_cast<const uint16_t *>(w.values) + vector * each.values,
+                                        static_cast<const uint16_t *>(w.index) + vector * each.words,
+                                        x + token * job.x_stride, job.x_stride, sums);
             for (int r = 0; bias && r < rows; ++r) {
                 const int64_t row = (vector + r) * lanes;
                 const V add = load_first(bias + row, least(lanes, l.rows - row));
@@ -130,11 +144,7 @@ static void run(const Job &job, int64_t begin, int64_t end) {
 }
 
 void rv_bf16(const Job &job, int64_t begin, int64_t end) {
-    const nmflow_layout &l = job.weight->layout;
-    if (l.index_bytes == 1)
-        l.chunk <= 32 ? run<uint8_t, 1>(job, begin, end) : run<uint8_t, 2>(job, begin, end);
-    else
-        l.chunk <= 32 ? run<uint16_t, 1>(job, begin, end) : run<uint16_t, 2>(job, begin, end);
+    job.weight->layout.chunk <= 32 ? run<1>(job, begin, end) : run<2>(job, begin, end);
 }
 
 // `spin` of ceilings.hpp in dot products; each adds 2^-14, so the sums stay small.

@@ -6,6 +6,6 @@
 #include "../token_broadcast.hpp"
 
 namespace nmflow {
-const Kernels portable_kernels = {portable::lanes, 0, 0, 0, portable::tb, nullptr, nullptr,
+const Kernels portable_kernels = {portable::lanes, 0, 0, portable::tb, nullptr, nullptr,
                                   portable::stream, &portable::ceilings, nullptr};
 }  // namespace nmflow

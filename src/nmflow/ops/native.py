@@ -24,7 +24,7 @@ from nmflow.ops.native_library import why_not as why_not
 from nmflow.ops.native_plan import DENSE, Key, NativePlan, Tiling, bucket, candidates, default_tiling, expect_dense
 from nmflow.ops.reference import expand
 
-_ALGORITHMS = {"tb": 0, "rv": 1, "rv_wide": 2}
+_ALGORITHMS = {"tb": 0, "rv": 1}
 _SPLITS = {"rows": 0, "tokens": 1}
 ACTIVATIONS: dict[str | None, int] = {None: 0, **{name: i + 1 for i, name in enumerate(get_args(Activation))}}
 

@@ -20,7 +20,7 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 """Tensors that are their memory. The address of any other (a view on a stored weight, a traced one) means nothing."""
 
-_ABI_VERSION = 4
+_ABI_VERSION = 5
 _TROUBLE = {1: "a number is out of range", 2: "there is no kernel for this", 3: "no memory for scratch space"}
 
 
@@ -29,7 +29,7 @@ class Layout(ctypes.Structure):
 
     _fields_ = [
         *((name, c_int64) for name in ("rows", "cols", "n", "m")),
-        *((name, c_int32) for name in ("dtype", "isa", "algorithm", "chunk", "lanes", "index_bytes")),
+        *((name, c_int32) for name in ("dtype", "isa", "algorithm", "chunk", "lanes", "index_bits")),
         *((name, c_int64) for name in ("kept", "values_size", "index_size")),
     ]
 

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-Algorithm = Literal["tb", "rv", "rv_wide", "dense"]
+Algorithm = Literal["tb", "rv", "dense"]
 Split = Literal["rows", "tokens"]
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 
 
 class Key(NamedTuple):
@@ -141,11 +141,8 @@ def expect_dense(key: Key, isa: str) -> bool:
     return not few and density > 0.7
 
 
-_WIDE_REACH = 32
-"""`rv_wide_reach` of native/isa/avx512.cpp; where vectors are shorter, RV itself reaches less."""
-
-_WIDE_FROM = 8
-"""Tokens from which converting an index costs more than reading a wide one."""
+_RV_REACH = 32
+"""Widest block for RV in float32 at more than one token: two registers; further ones take a permutation more each."""
 
 
 def default_tiling(key: Key, rv_reach: int) -> Tiling:
@@ -159,9 +156,9 @@ def default_tiling(key: Key, rv_reach: int) -> Tiling:
     split: Split = "tokens" if tokens >= 64 * key.threads else "rows"
     if rv_reach and tokens == 1:
         return Tiling("rv", 0, 1, 4)
-    most = rv_reach if key.dtype == "bfloat16" else min(rv_reach, _WIDE_REACH) if tokens <= 32 else 0
+    most = rv_reach if key.dtype == "bfloat16" else min(rv_reach, _RV_REACH) if tokens <= 32 else 0
     if key.m <= most:
-        return Tiling("rv" if tokens < _WIDE_FROM else "rv_wide", 0, 8, 2, split)
+        return Tiling("rv", 0, 8, 2, split)
     return tb_tiling(key.n, key.m, key.in_features, tokens, split)
 
 
@@ -179,14 +176,10 @@ def candidates(key: Key, rv_reach: int) -> list[Tiling]:
     """Tilings worth timing for one weight, the default first."""
     tokens = 1 << key.bucket
     found = [default_tiling(key, rv_reach)]
-    if rv_reach and key.m <= max(rv_reach, 32 if tokens <= 16 else 0):
-        rows_tokens = [(4, 5), (2, 8), (2, 7)] if tokens > 1 else [(4, 1), (2, 1), (1, 1)]
-        wide = tokens > 1 and key.m <= (rv_reach if key.dtype == "bfloat16" else min(rv_reach, _WIDE_REACH))
+    if rv_reach and tokens > 1 and key.m <= max(rv_reach, 32 if tokens <= 16 else 0):
+        # One token has one choice: in caches fewer rows are as good, but from memory four streams at once are faster.
         splits: tuple[Split, ...] = ("rows", "tokens") if tokens >= 64 else ("rows",)
-        if not wide or tokens <= 16:
-            found += [Tiling("rv", 0, each, rows, split) for rows, each in rows_tokens for split in splits]
-        if wide:
-            found += [Tiling("rv_wide", 0, each, rows, split) for rows, each in rows_tokens for split in splits]
+        found += [Tiling("rv", 0, each, rows, split) for rows, each in ((4, 5), (2, 8), (2, 7)) for split in splits]
     if tokens >= 8:
         whole = max(1, -(-key.in_features // key.m)) * key.m
         if whole <= 65536:
