@@ -66,7 +66,7 @@ def test_table_is_the_arithmetic_of_the_runs(done):
         name = cell["recipe"] if cell["pattern"] == "dense" else f"{cell['recipe']}-{cell['pattern'].replace(':', '-')}"
         files = [done.folder.runs / f"{name}-s{seed}" / "result.json" for seed in (0, 1, 5)]
         values = np.array([json.loads(file.read_text())["test"]["accuracy"] for file in files])
-        assert cell["accuracies"] == values.tolist()
+        assert cell["values"] == values.tolist()
         assert (cell["n"], cell["min"], cell["max"]) == (3, values.min(), values.max())
         assert cell["mean"] == pytest.approx(np.mean(values), abs=1e-12)
         assert cell["sd"] == pytest.approx(np.std(values, ddof=1), abs=1e-12)

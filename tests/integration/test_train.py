@@ -129,7 +129,7 @@ def test_a_step_is_a_function_of_seed_and_step():
     for step in range(4):
         take_step(quiet, step)
         torch.rand(7)
-        evaluate(busy.state.model, data.val, "cpu")
+        evaluate(busy.state.model, data, "val", "cpu")
         take_step(busy, step)
     for (name, a), b in zip(quiet.state.model.named_parameters(), busy.state.model.parameters(), strict=True):
         assert torch.equal(a, b), name
@@ -142,7 +142,7 @@ def test_evaluation_item_by_item(training):
     data = load_data(config.data)
     torch.manual_seed(0)
     model = build_model(config.model, data).train(training)
-    score = evaluate(model, data.test, "cpu")
+    score = evaluate(model, data, "test", "cpu")
     assert model.training is training
     assert score.items == len(data.test) > 256
     model.eval()
@@ -154,7 +154,7 @@ def test_evaluation_item_by_item(training):
             losses.append(-log_probability[targets[0]].item())
             right += int(log_probability.argmax() == targets[0])
     assert score.loss == pytest.approx(math.fsum(losses) / len(losses), rel=1e-5)
-    assert score.accuracy == pytest.approx(right / len(losses), abs=0.003)
+    assert score.main == score.figures["accuracy"] == pytest.approx(right / len(losses), abs=0.003)
 
 
 def test_seeds(tmp_path):

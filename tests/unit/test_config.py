@@ -326,12 +326,12 @@ BAD = [
     ("model.dropout=1", "model.dropout: expected a value < 1, found 1"),
     ("precision=bf8", "precision: expected one of 'no', 'bf16' or 'fp16', found 'bf8'; did you mean \"bf16\"?"),
     ("remainder=pad", "remainder: expected one of 'error', 'partial' or 'skip'"),
-    ("data=digit", "data.name: expected one of 'digits', 'cifar10', 'images' or 'text', found 'digit'; did you"),
+    ("data=digit", "data.name: expected one of 'digits', 'cifar10', 'images', 'text' or 'glue', found 'digit'; did"),
     ("data=cifar10", "data: cifar10 needs a path: data=cifar10:PATH"),
     ("data=digits:here", "data: path is of no use to digits"),
-    ("data.context=9", "data: context is of no use to digits (it is for text); leave it out"),
+    ("data.context=9", "data: context is of no use to digits (it is for text, glue); leave it out"),
     ("data=3", "data: expected a mapping, found 3"),
-    ("model=vit-tny", 'model.name: no model "vit-tny" (vit-tiny, lm-tiny or timm:NAME); did you mean "vit-tiny"?'),
+    ("model=vit-tny", 'model.name: no model "vit-tny" (vit-tiny, lm-tiny, timm:NAME or transformers:NAME); did you mean'),
     ("model='timm:'", 'model.name: no model "timm:"'),
     ("pattern=16:1", 'pattern: pattern "16:1": N is the number kept of every M'),
     ("pattern=0:4", 'pattern: pattern "0:4"'),
@@ -369,7 +369,7 @@ def test_all_problems_are_told_at_once_each_with_its_place(write):
     lines = str(caught.value).splitlines()[1:]
     assert lines == [
         '  argument "steps": expected key=value, such as steps=300 or optim.lr=3e-4',
-        '  model.name: no model "vit" (vit-tiny, lm-tiny or timm:NAME); did you mean "vit-tiny"? '
+        '  model.name: no model "vit" (vit-tiny, lm-tiny, timm:NAME or transformers:NAME); did you mean "vit-tiny"? '
         '(argument "model=vit")',
         f"  optim.lr: expected a number, found 'fast' ({path})",
         '  targets.ff: pattern "16:1": N is the number kept of every M, so 1 <= N <= M; did you mean "1:16"? '

@@ -141,7 +141,7 @@ def test_digits_are_split_for_good_and_by_class():
 
     raw = load_digits()
     data = load("digits")
-    assert (data.task, data.num_classes, data.sample_shape) == ("classification", 10, (1, 8, 8))
+    assert (data.kind, data.num_classes, data.sample_shape) == ("images", 10, (1, 8, 8))
     sizes = {name: len(getattr(data, name)) for name in ("train", "val", "test")}
     assert sum(sizes.values()) == len(raw.target) == 1797
     assert 350 <= sizes["test"] <= 370
@@ -585,7 +585,7 @@ def test_windows_of_text_are_slices_of_it(tmp_path):
     path.write_bytes(TEXT.encode())
     data = load(f"text:{path}", context=5)
     alphabet = sorted(set(TEXT[:160]))
-    assert (data.task, data.sample_shape, data.num_classes) == ("language", (5,), len(alphabet) + 1)
+    assert (data.kind, data.sample_shape, data.num_classes) == ("characters", (5,), len(alphabet) + 1)
     parts = {"train": (TEXT[:160], 1), "val": (TEXT[160:180], 5), "test": (TEXT[180:], 5)}
     for name, (part, stride) in parts.items():
         starts = [start for start in range(0, len(part), stride) if start + 5 < len(part)]

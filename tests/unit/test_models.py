@@ -15,6 +15,7 @@ from nmflow.roles import roles_of
 from nmflow.train.config import DataConfig, ModelConfig
 from nmflow.train.data import Data, batch_indices, load_data
 from nmflow.train.data.splits import Pixels, TensorSplit
+from nmflow.train.objectives import Classify, PredictTokens
 
 
 def images(channels: int = 3, height: int = 8, width: int = 8, classes: int = 5) -> Data:
@@ -22,12 +23,12 @@ def images(channels: int = 3, height: int = 8, width: int = 8, classes: int = 5)
     pixels = Pixels(mean=(0.0,) * channels, std=(1.0,) * channels)
     shape = (channels, height, width)
     split = TensorSplit(torch.zeros(1, *shape, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), pixels)
-    return Data("none", "classification", split, split, split, classes, shape)
+    return Data("none", "images", Classify(), split, split, split, classes, shape)
 
 
 def text(context: int = 7, vocabulary: int = 11) -> Data:
     data = images()
-    return Data("none", "language", data.train, data.val, data.test, vocabulary, (context,))
+    return Data("none", "characters", PredictTokens(), data.train, data.val, data.test, vocabulary, (context,))
 
 
 def build(data: Data, seed: int = 0, name: str = "vit-tiny", **sizes: object) -> torch.nn.Module:
@@ -223,8 +224,8 @@ def test_a_small_vit_learns_the_digits():
         (images(), {"width": 64}, "model.heads: 3 heads do not divide a width of 64"),
         (images(1, 7, 7), {}, "model.patch: 2 does not divide an image of 7x7"),
         (images(1, 8, 8), {"patch": 3}, "model.patch: 3 does not divide an image of 8x8"),
-        (text(), {}, "vit-tiny takes images, not none; use model=lm-tiny for text"),
-        (images(), {"name": "lm-tiny"}, "lm-tiny takes text, not none; use model=vit-tiny for images"),
+        (text(), {}, "vit-tiny takes images, not none; use lm-tiny for text, transformers:NAME"),
+        (images(), {"name": "lm-tiny"}, "lm-tiny takes text, not none; use vit-tiny for images, transformers:NAME"),
         (text(), {"name": "lm-tiny", "patch": 2}, "model.patch is of no use to lm-tiny"),
         (text(), {"name": "lm-tiny", "heads": 5}, "model.heads: 5 heads do not divide a width of 192"),
     ],

@@ -198,7 +198,7 @@ def test_table_in_text(cells):
 def test_table_as_data(cells):
     data = json.loads(json.dumps(table_to_json(cells)))
     assert [cell["missing"] for cell in data["cells"]] == [[], [], [0, 2], [0, 1]]
-    assert data["cells"][1]["accuracies"] == [0.7, 0.8, 0.9]
+    assert data["cells"][1]["values"] == [0.7, 0.8, 0.9]
     assert "n - 1" in data["sd"]
 
 

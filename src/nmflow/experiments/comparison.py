@@ -53,7 +53,7 @@ class CompareResult:
         plot = [f"plot: {self.folder.plot}"] if self.folder.plot.exists() else []
         return [
             *table_lines(self.cells),
-            "mean ± sample standard deviation of the test accuracy over n seeds, finalized models",
+            "mean ± sample standard deviation over n seeds, finalized models on the test split",
             *self.failed,
             f"folder: {self.folder.path}",
             f"table: {self.folder.text}",
@@ -95,7 +95,7 @@ def _recipe_slug(recipe: Any) -> str:
 
 
 def compare(config: CompareConfig, console: Console | None = None) -> CompareResult:
-    """Do every run of a comparison, and put the test accuracies into one table (table.md, table.json) and one plot.
+    """Do every run of a comparison; what they reach on the test split makes one table (table.md, table.json), one plot.
 
     A run that diverges is missing in the table, and the others go on. Raises, before anything is written, where any
     of the runs could not begin (see `train`); `Interrupted` where it was stopped.
@@ -104,7 +104,7 @@ def compare(config: CompareConfig, console: Console | None = None) -> CompareRes
     name = Path("runs") / f"compare-{config.data.name}-{stamp()}"
     folder = CompareFolder(Path(config.out) if config.out else agree_on(name))
     check_new(folder.path, "compare")
-    data = load_data(config.data)
+    data = load_data(config.data, config.tokenizer())
     _check_all(config, folder, data)
     create(folder.path, folder.config, config)
     return _go_on(config, folder, data, console if main else None)
@@ -122,7 +122,7 @@ def resume_compare(path: str | Path, console: Console | None = None) -> CompareR
         raise ValueError(f"{folder.path}: this is a single run; go on with: nmflow train resume={folder.path}")
     config = load_compare_config(folder.config)
     main = connect(config.precision).is_main_process
-    return _go_on(config, folder, load_data(config.data), console if main else None)
+    return _go_on(config, folder, load_data(config.data, config.tokenizer()), console if main else None)
 
 
 def _check_all(config: CompareConfig, folder: CompareFolder, data: Data) -> None:

@@ -6,6 +6,7 @@ from torch import nn
 
 from nmflow.models.lm import build_lm
 from nmflow.models.timm_models import build_timm
+from nmflow.models.transformers_models import PREFIX, build_transformers
 from nmflow.models.vit import build_vit
 from nmflow.train.config import ModelConfig
 from nmflow.train.data.splits import Data
@@ -18,9 +19,13 @@ BUILDERS = {"vit-tiny": build_vit, "lm-tiny": build_lm}
 def build_model(config: ModelConfig, data: Data) -> nn.Module:
     """The network of a configuration for a data set, from inputs to logits; fixed by torch's random state.
 
-    Logits are [B, classes] for images, [B, T, vocabulary] for text. Raises `ValueError` where model and data
-    do not fit, a size does not divide, or timm is asked for and missing.
+    Logits are [B, classes] for images and sentences, [B, T, vocabulary] for text. Raises `ValueError` where model and
+    data do not fit, a size does not divide, or a package or the weights are asked for and missing.
     """
     if config.name.startswith("timm:"):
         return build_timm(config, data)
+    if config.name.startswith(PREFIX):
+        return build_transformers(config, data)
+    if config.pretrained:
+        raise ValueError(f"model.pretrained: {config.name} has no weights to begin with; leave it out")
     return BUILDERS[config.name](config, data)

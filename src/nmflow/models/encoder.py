@@ -25,7 +25,7 @@ class Shape:
         """Sizes of a configuration. Raises `ValueError` where the heads do not divide the width."""
         given = {name: getattr(config, name) for name in ("width", "depth", "heads", "mlp_ratio")}
         sizes = {name: size for name, size in given.items() if size is not None}
-        shape = cls(**sizes, dropout=config.dropout)
+        shape = cls(**sizes, dropout=config.dropout or 0.0)
         if shape.width % shape.heads:
             raise ValueError(
                 f"model.heads: {shape.heads} heads do not divide a width of {shape.width}; "

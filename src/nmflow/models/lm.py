@@ -36,8 +36,11 @@ class LanguageModel(nn.Module):
 
 def build_lm(config: ModelConfig, data: Data) -> LanguageModel:
     """The model for the vocabulary and context of `data`. Raises `ValueError` where the data are no text."""
-    if data.task != "language":
-        raise ValueError(f"model: {config.name} takes text, not {data.name}; use model=vit-tiny for images")
+    if data.kind != "characters":
+        raise ValueError(
+            f"model: {config.name} takes text, not {data.name}; "
+            "use vit-tiny for images, transformers:NAME for sentences"
+        )
     if config.patch is not None:
         raise ValueError(f"model.patch is of no use to {config.name}; leave it out")
     return LanguageModel(data.num_classes, data.sample_shape[0], Shape.of(config))

@@ -21,7 +21,7 @@ _ARGUMENTS = {
 
 
 def build_timm(config: ModelConfig, data: Data) -> nn.Module:
-    """An untrained timm model for the images of `data`.
+    """A timm model for the images of `data`, fresh unless `model.pretrained=true`.
 
     Raises `ValueError` where timm is missing, knows no such model, or the model refuses a size.
     """
@@ -30,8 +30,11 @@ def build_timm(config: ModelConfig, data: Data) -> nn.Module:
     except ImportError as error:
         raise ValueError(f"model: {config.name} needs timm: pip install 'nmflow[timm]'") from error
     name = config.name.removeprefix("timm:")
-    if data.task != "classification" or len(data.sample_shape) != 3:
-        raise ValueError(f"model: {config.name} takes images, not {data.name}; use model=lm-tiny for text")
+    if data.kind != "images":
+        raise ValueError(
+            f"model: {config.name} takes images, not {data.name}; "
+            "use lm-tiny for text, transformers:NAME for sentences"
+        )
     if not timm.is_model(name):
         raise ValueError(f'model: timm has no "{name}"{nearest(name, timm.list_models())}')
     channels, height, width = data.sample_shape
@@ -47,8 +50,15 @@ def build_timm(config: ModelConfig, data: Data) -> nn.Module:
         arguments["drop_rate"] = config.dropout
     try:
         model: nn.Module = timm.create_model(
-            name, pretrained=False, in_chans=channels, num_classes=data.num_classes, **arguments
+            name, pretrained=bool(config.pretrained), in_chans=channels, num_classes=data.num_classes, **arguments
         )
+    except (OSError, RuntimeError) as error:
+        if not config.pretrained:
+            raise
+        raise ValueError(
+            f"model: the weights of timm's {name} cannot be had: {error}; fetch them: hf download timm/{name}, "
+            "or begin fresh: model.pretrained=false"
+        ) from error
     except (TypeError, ValueError, AssertionError) as error:
         given = ", ".join(f"{key}={value}" for key, value in arguments.items())
         raise ValueError(f"model: timm's {name} refuses {given or 'these data'}: {error}") from error

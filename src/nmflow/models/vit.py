@@ -35,8 +35,11 @@ def build_vit(config: ModelConfig, data: Data) -> VisionTransformer:
 
     Raises `ValueError` where the data are no images or the patch does not divide them.
     """
-    if data.task != "classification" or len(data.sample_shape) != 3:
-        raise ValueError(f"model: {config.name} takes images, not {data.name}; use model=lm-tiny for text")
+    if data.kind != "images":
+        raise ValueError(
+            f"model: {config.name} takes images, not {data.name}; "
+            "use lm-tiny for text, transformers:NAME for sentences"
+        )
     channels, height, width = data.sample_shape
     patch = config.patch or (2 if height < 16 else 4 if height < 64 else 16)
     if height % patch or width % patch:

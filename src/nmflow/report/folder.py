@@ -61,7 +61,7 @@ class RunFolder:
 
     @property
     def plot(self) -> Path:
-        """D(j), density, loss and accuracy over the steps."""
+        """D(j), density, loss and main measure over the steps."""
         return self.path / "training.png"
 
     @property
@@ -103,7 +103,7 @@ class CompareFolder:
 
     @property
     def plot(self) -> Path:
-        """Accuracy by pattern, recipe and seed."""
+        """The main measure by pattern, recipe and seed."""
         return self.path / "compare.png"
 
 

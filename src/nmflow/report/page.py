@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nmflow.report.folder import RunFolder, read_json
-from nmflow.report.tables import percent, run_title, verdict
+from nmflow.report.measures import MEASURES, measures_of
+from nmflow.report.tables import run_title, verdict
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; max-width: 54rem; margin: 2.5rem auto; padding: 0 1rem }
@@ -37,12 +38,12 @@ def write_page(run_dir: str | Path, path: str | Path, command: str) -> None:
         f"<h1>{escape(title)}</h1>",
         f'<p class="quiet">{escape(result["data"])}. {result["parameters"]:,} parameters, {result["steps"]:,} '
         "optimizer steps. In N:M, N is the number of weights kept of every M.</p>",
-        "<h2>Accuracy</h2>",
-        _accuracies(result),
+        "<h2>On the test split</h2>",
+        _scores(result),
         *_proof(result),
         *_bytes(result),
         "<h2>Training</h2>",
-        f'<img alt="D(j), density, loss and accuracy over the steps" src="data:image/png;base64,{picture}">',
+        f'<img alt="D(j), density, loss and validation over the steps" src="data:image/png;base64,{picture}">',
         "<h2>To train the same again</h2>",
         f"<pre>{escape(command)}</pre>",
         "<h2>Settings</h2>",
@@ -57,21 +58,22 @@ def write_page(run_dir: str | Path, path: str | Path, command: str) -> None:
     Path(path).write_text(html, encoding="utf-8")
 
 
-def _accuracies(result: dict[str, Any]) -> str:
+def _scores(result: dict[str, Any]) -> str:
     own = "dense" if result["compressed"] is None else "sparse, finalized"
     rows: list[tuple[str, dict[str, Any], Any]] = [(own, result["test"], result["seconds"])]
     if result["dense"] is not None:
         rows.insert(0, ("dense, same budget", result["dense"]["test"], result["dense"]["seconds"]))
     if result["compressed"] is not None:
         rows.append(("sparse, from the compressed file", result["compressed"]["test"], None))
+    measures = measures_of(result["test"])
     return _table(
-        ["run", "test accuracy", "test loss", "items", "training, s"],
+        ["run", *(MEASURES[measure].label for measure in measures), "loss", "items", "training, s"],
         [
-            [name, percent(score["accuracy"], 2), f"{score['loss']:.4f}", f"{score['items']:,}",
-             "" if seconds is None else f"{seconds:,.1f}"]
+            [name, *(MEASURES[measure].text(score[measure], 2) for measure in measures), f"{score['loss']:.4f}",
+             f"{score['items']:,}", "" if seconds is None else f"{seconds:,.1f}"]
             for name, score, seconds in rows
         ],
-        numbers=(1, 2, 3, 4),
+        numbers=range(1, len(measures) + 4),
     )  # fmt: skip
 
 

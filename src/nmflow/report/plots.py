@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from nmflow.report.folder import RunFolder, read_json, read_metrics
+from nmflow.report.measures import DEFAULT, MEASURES, Measure
 from nmflow.report.tables import Cell, run_title
 
 SPARSE = "#0b6bb3"
@@ -34,7 +35,7 @@ def plot_compare(cells: Sequence[Cell], path: str | Path) -> None:
 
 
 def training_figure(run_dir: str | Path) -> Figure:
-    """D(j), density, loss and accuracy of a run over its steps, phases shaded, the dense run beside it in grey.
+    """D(j), density, loss and main measure of a run over its steps, phases shaded, the dense run beside it in grey.
 
     Raises `ValueError` where the run has no figures yet.
     """
@@ -54,7 +55,7 @@ def training_figure(run_dir: str | Path) -> Figure:
     _draw_decay(panels[0], states)
     _draw_density(panels[1], states)
     _draw_loss(panels[2], sparse, dense)
-    _draw_accuracy(panels[3], sparse, dense)
+    _draw_measure(panels[3], sparse, dense)
     _name_phases(panels[0], states, last)
     panels[-1].set(xlabel="optimizer step", xlim=(0, last))
     panels[-1].xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
@@ -65,7 +66,7 @@ def training_figure(run_dir: str | Path) -> Figure:
 
 
 def compare_figure(cells: Sequence[Cell]) -> Figure:
-    """Test accuracies by pattern and recipe: every run a dot, the mean a bar, the dense runs a grey band.
+    """The test measure by pattern and recipe: every run a dot, the mean a bar, the dense runs a grey band.
 
     Raises `ValueError` where no run is done.
     """
@@ -90,8 +91,9 @@ def compare_figure(cells: Sequence[Cell]) -> Figure:
         ncols=min(len(first), 3),
     )  # fmt: skip
     axes.set_xticks(range(len(patterns)), patterns)
-    axes.set(xlabel="pattern N:M (N kept of every M)", ylabel="test accuracy", xlim=(-0.6, len(patterns) - 0.4))
-    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
+    measure = MEASURES[done[0].measure]
+    axes.set(xlabel="pattern N:M (N kept of every M)", ylabel=f"test {measure.label}", xlim=(-0.6, len(patterns) - 0.4))
+    _write_values(axes, measure)
     axes.margins(y=0.1)
     axes.grid(axis="y", color="0.85", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -139,14 +141,23 @@ def _draw_loss(axes: Axes, sparse: Lines, dense: Lines) -> None:
     axes.legend(frameon=False, fontsize=8, loc="upper right", ncols=2 if dense else 1)
 
 
-def _draw_accuracy(axes: Axes, sparse: Lines, dense: Lines) -> None:
-    for lines, colour, name in ((dense, DENSE, "dense"), (sparse, SPARSE, "sparse")):
-        _line(axes, lines, "val_accuracy", colour, linewidth=1.8, marker="o", markersize=3, label=name)
-    axes.set(ylabel="validation accuracy")
-    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
+def _draw_measure(axes: Axes, sparse: Lines, dense: Lines) -> None:
+    """The first measure that the log has beside the loss: the one that the run is judged by."""
+    keys = (key for line in sparse for key in line if key.removeprefix("val_") in MEASURES)
+    name = next(keys, f"val_{DEFAULT}").removeprefix("val_")
+    measure = MEASURES[name]
+    for lines, colour, label in ((dense, DENSE, "dense"), (sparse, SPARSE, "sparse")):
+        _line(axes, lines, f"val_{name}", colour, linewidth=1.8, marker="o", markersize=3, label=label)
+    axes.set(ylabel=f"validation {measure.label}")
+    _write_values(axes, measure)
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
     if axes.lines:
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        axes.legend(frameon=False, fontsize=8, loc="lower right" if measure.higher_is_better else "upper right")
+
+
+def _write_values(axes: Axes, measure: Measure) -> None:
+    if measure.fraction:
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
 
 
 def _draw_state(axes: Axes, states: Lines, key: str) -> None:
@@ -204,7 +215,7 @@ def _offset(number: int, count: int) -> float:
 
 
 def _draw_cell(axes: Axes, cell: Cell, place: float, colour: str, half: float) -> None:
-    done = [accuracy for accuracy in cell.accuracies if accuracy is not None]
+    done = [value for value in cell.values if value is not None]
     assert cell.mean is not None
     spread = [(number - (len(done) - 1) / 2) * half * 0.6 for number in range(len(done))]
     axes.hlines(cell.mean, place - half, place + half, color=colour, linewidth=2.5, label=cell.recipe)

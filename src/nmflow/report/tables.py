@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nmflow.report.folder import RunFolder, read_json
+from nmflow.report.measures import DEFAULT, MEASURES, main_measure
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
@@ -58,15 +59,18 @@ def run_title(result: dict[str, Any]) -> str:
 def result_lines(folder: RunFolder) -> list[str]:
     """The last words of a run: accuracies, proof, bytes, and where everything lies."""
     result = read_json(folder.result)
-    dense, compressed = result["dense"], result["compressed"]
+    dense, compressed, measure = result["dense"], result["compressed"], main_measure(result)
+    label = MEASURES[measure].label
+    width = len(f"sparse test {label}:")
     lines = []
     if dense is not None:
-        lines.append(f"dense test accuracy:  {_accuracy(dense['test'])}")
+        lines.append(f"{f'dense test {label}:':{width}} {_score(dense['test'], measure)}")
     kind = "dense" if compressed is None else "sparse"
     what = "" if compressed is None else f", {result['pattern']} by {recipe_label(result['config']['recipe'])}"
-    lines.append(f"{kind + ' test accuracy:':21} {_accuracy(result['test'])}{what}")
+    lines.append(f"{f'{kind} test {label}:':{width}} {_score(result['test'], measure)}{what}")
     if compressed is not None:
-        lines.append(f"compressed:           {_accuracy(compressed['test'])}, measured from the compressed file")
+        from_file = _score(compressed["test"], measure)
+        lines.append(f"{'compressed:':{width}} {from_file}, measured from the compressed file")
         lines.append(verdict(result["verify"]))
         lines.append(bytes_line(compressed["bytes_before"], compressed["bytes_after"]))
     return [*lines, f"run folder: {folder.path}", f"plot: {folder.plot}", f"report: {folder.page}"]
@@ -88,9 +92,11 @@ def bytes_line(before: int, after: int) -> str:
     return f"bytes: {before:,} -> {after:,} ({before / after:.2f} times smaller)"
 
 
-def _accuracy(score: dict[str, Any]) -> str:
+def _score(score: dict[str, Any], name: str) -> str:
     """`96.4 % (343 of 356)`: the count says how fine the scale is."""
-    return f"{percent(score['accuracy'])} ({round(score['accuracy'] * score['items']):,} of {score['items']:,})"
+    measure = MEASURES[name]
+    text = measure.text(score[name])
+    return f"{text} ({round(score[name] * score['items']):,} of {score['items']:,})" if measure.counts else text
 
 
 # -- many runs ---------------------------------------------------------------------------------------------------
@@ -112,33 +118,35 @@ class Cell:
 
         mean = Σ a / n,    sd = √(Σ (a - mean)² / (n - 1))     over the n runs that are done
 
-    `accuracies` are in 0..1, seed by seed, None for a run that is missing; `sd` is None for fewer than two.
+    `values` are those of `measure`, seed by seed, None for a run that is missing; `sd` is None for fewer than two.
     """
 
     recipe: str
     pattern: str
     seeds: tuple[int, ...]
-    accuracies: tuple[float | None, ...]
+    values: tuple[float | None, ...]
     n: int
     mean: float | None
     sd: float | None
     min: float | None
     max: float | None
+    measure: str = DEFAULT
 
     @property
     def missing(self) -> tuple[int, ...]:
         """Seeds without a result."""
-        return tuple(seed for seed, a in zip(self.seeds, self.accuracies, strict=True) if a is None)
+        return tuple(seed for seed, a in zip(self.seeds, self.values, strict=True) if a is None)
 
     def text(self) -> str:
-        """`96.43 ± 0.41`, in percent; n decides whether there is a spread to show."""
+        """`96.43 ± 0.41`, in the unit of `measure`; n decides whether there is a spread to show."""
         if self.mean is None:
             return "missing"
-        return f"{100 * self.mean:.2f}" + ("" if self.sd is None else f" ± {100 * self.sd:.2f}")
+        number = MEASURES[self.measure].number
+        return number(self.mean) + ("" if self.sd is None else f" ± {number(self.sd)}")
 
 
 def read_cells(planned: Iterable[PlannedRun]) -> list[Cell]:
-    """Read the test accuracies of planned runs from their folders, in the order of the plan."""
+    """Read the main test measure of planned runs from their folders, in the order of the plan."""
     groups: dict[tuple[str, str], list[PlannedRun]] = {}
     for run in planned:
         groups.setdefault((run.recipe, run.pattern), []).append(run)
@@ -146,33 +154,35 @@ def read_cells(planned: Iterable[PlannedRun]) -> list[Cell]:
 
 
 def _cell(recipe: str, pattern: str, runs: Sequence[PlannedRun]) -> Cell:
-    accuracies = tuple(_test_accuracy(RunFolder(run.folder)) for run in runs)
-    done = [accuracy for accuracy in accuracies if accuracy is not None]
+    files = [RunFolder(run.folder).result for run in runs]
+    results = [read_json(file) if file.exists() else None for file in files]
+    measure = next((main_measure(result) for result in results if result is not None), DEFAULT)
+    values = tuple(None if result is None else float(result["test"][measure]) for result in results)
+    done = [value for value in values if value is not None]
     return Cell(
         recipe,
         pattern,
         tuple(run.seed for run in runs),
-        accuracies,
+        values,
         n=len(done),
         mean=math.fsum(done) / len(done) if done else None,
         sd=statistics.stdev(done) if len(done) > 1 else None,
         min=min(done, default=None),
         max=max(done, default=None),
+        measure=measure,
     )
 
 
-def _test_accuracy(folder: RunFolder) -> float | None:
-    if not folder.result.exists():
-        return None
-    accuracy: float = read_json(folder.result)["test"]["accuracy"]
-    return accuracy
+def _measure_of(cells: Sequence[Cell]) -> str:
+    """The measure of a table; cells without a run know none."""
+    return next((cell.measure for cell in cells if cell.n), DEFAULT)
 
 
 def table_to_json(cells: Sequence[Cell]) -> dict[str, Any]:
     """The table as plain data, with what its columns mean."""
     return {
-        "format": 1,
-        "measured": "test accuracy of the finalized model, 0 to 1",
+        "format": 2,
+        "measured": f"test {MEASURES[_measure_of(cells)].label} of the finalized model",
         "sd": "sample standard deviation over seeds, n - 1 in the denominator",
         "cells": [{**asdict(cell), "missing": list(cell.missing)} for cell in cells],
     }
@@ -181,18 +191,15 @@ def table_to_json(cells: Sequence[Cell]) -> dict[str, Any]:
 def table_lines(cells: Sequence[Cell]) -> list[str]:
     """The table as padded Markdown: mean ± standard deviation, n, range, and the distance to the dense runs."""
     dense = next((cell.mean for cell in cells if cell.pattern == "dense"), None)
-    rows = [["pattern", "recipe", "test accuracy, %", "n", "min", "max", "to dense"]]
+    measure = MEASURES[_measure_of(cells)]
+    rows = [["pattern", "recipe", f"test {measure.head}", "n", "min", "max", "to dense"]]
     for cell in cells:
         n = f"{cell.n}" if not cell.missing else f"{cell.n} of {len(cell.seeds)}"
-        rows.append([cell.pattern, cell.recipe, cell.text(), n, _hundred(cell.min), _hundred(cell.max)])
+        rows.append([cell.pattern, cell.recipe, cell.text(), n, measure.number(cell.min), measure.number(cell.max)])
         known = dense is not None and cell.mean is not None and cell.pattern != "dense"
-        rows[-1].append(f"{100 * (cell.mean - dense):+.2f}" if known else "")  # type: ignore[operator]  # it is known
+        rows[-1].append(measure.number(cell.mean - dense, sign=True) if known else "")  # type: ignore[operator]  # it is
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
     ]
     return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
-
-
-def _hundred(fraction: float | None) -> str:
-    return "" if fraction is None else f"{100 * fraction:.2f}"

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from nmflow.schedules import Recipe
 
 MODELS = ("vit-tiny", "lm-tiny")
-"""Models of our own; `timm:NAME` builds any of timm's."""
+"""Models of our own; `timm:NAME` builds any of timm's, `transformers:NAME` any of transformers'."""
+
+_LIBRARIES = ("timm:", "transformers:")
 
 MAX_SEEDS = 1000
 """Runs of one recipe in a comparison."""
@@ -124,26 +126,29 @@ def _model_mapping(value: Any) -> Any:
 
 
 _DATA_USERS: dict[str, tuple[str, ...]] = {
-    "path": ("cifar10", "images", "text"),
+    "path": ("cifar10", "images", "text", "glue"),
     "image_size": ("images",),
     "augment": ("digits", "cifar10", "images"),
-    "context": ("text",),
+    "context": ("text", "glue"),
+    "tokenizer": ("glue",),
 }
 
 
 class DataConfig(_Settings):
     """Which data; as one string `name` or `name:path`."""
 
-    name: Literal["digits", "cifar10", "images", "text"] = "digits"
-    """digits (comes with scikit-learn), cifar10, images (a folder a class) or text (any text file)."""
+    name: Literal["digits", "cifar10", "images", "text", "glue"] = "digits"
+    """digits (comes with scikit-learn), cifar10, images (a folder a class), text (any text file) or glue (a task)."""
     path: str | None = None
-    """File or folder that holds the data; digits needs none."""
+    """File or folder that holds the data; digits needs none. GLUE: the folder of a task, .../SST-2."""
     image_size: Count | None = None
     """Images: edge in pixels that every image is brought to; none: the size of the first one."""
     augment: bool | None = None
     """Random shifts (and flips, but for digits) of training images; none: the data set's default."""
     context: Annotated[int, Field(ge=2)] | None = None
-    """Text: characters in a window; none: 128."""
+    """Text: characters in a window. GLUE: most tokens of an item. None: 128."""
+    tokenizer: str | None = None
+    """GLUE: folder of a tokenizer; none: the one that comes with a model of transformers."""
 
     @model_validator(mode="before")
     @classmethod
@@ -168,7 +173,9 @@ class ModelConfig(_Settings):
     """Which network; as one string its name. None stands for the builder's default."""
 
     name: str = "vit-tiny"
-    """vit-tiny, lm-tiny (causal, for text) or timm:NAME."""
+    """vit-tiny, lm-tiny (causal, for text), timm:NAME or transformers:NAME (a folder, or a model on the hub)."""
+    pretrained: bool | None = None
+    """Begin with the weights that come with the model; none: transformers' do, all others begin fresh."""
     width: Count | None = None
     """Features of a token."""
     depth: Count | None = None
@@ -179,8 +186,8 @@ class ModelConfig(_Settings):
     """Edge of a patch in pixels; it divides the image."""
     mlp_ratio: Positive | None = None
     """Hidden features of the feed-forward part over the width."""
-    dropout: BelowOne = 0.0
-    """Probability that an activation is dropped while training."""
+    dropout: BelowOne | None = None
+    """Probability that an activation is dropped while training; none: what the model brings, ours none."""
 
     @model_validator(mode="before")
     @classmethod
@@ -190,9 +197,11 @@ class ModelConfig(_Settings):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name in MODELS or (name.startswith("timm:") and name != "timm:"):
+        if name in MODELS or any(name.startswith(library) and name != library for library in _LIBRARIES):
             return name
-        raise ValueError(f'no model "{name}" ({", ".join(MODELS)} or timm:NAME){nearest(name, MODELS)}')
+        raise ValueError(
+            f'no model "{name}" ({", ".join(MODELS)}, timm:NAME or transformers:NAME){nearest(name, MODELS)}'
+        )
 
 
 class OptimConfig(_Settings):
@@ -218,9 +227,9 @@ class RunConfig(_Settings):
     """What a single run and a comparison have in common."""
 
     data: DataConfig = DataConfig()
-    """The data: digits, cifar10:PATH, images:PATH, text:PATH, or a mapping."""
+    """The data: digits, cifar10:PATH, images:PATH, text:PATH, glue:PATH, or a mapping."""
     model: ModelConfig = ModelConfig()
-    """The network: vit-tiny, lm-tiny, timm:NAME, or a mapping."""
+    """The network: vit-tiny, lm-tiny, timm:NAME, transformers:NAME, or a mapping."""
     optim: OptimConfig = OptimConfig()
     """The optimizer."""
     remainder: Literal["error", "partial", "skip"] = "error"
@@ -253,6 +262,11 @@ class RunConfig(_Settings):
         if batch % accumulate:
             raise ValueError(f"{accumulate} micro-batches do not divide a batch of {batch}")
         return accumulate
+
+    def tokenizer(self) -> str | None:
+        """Where the tokenizer of the run's text lies: named, or beside a model of transformers."""
+        named, model = self.data.tokenizer, self.model.name
+        return named or (model.removeprefix("transformers:") if model.startswith("transformers:") else None)
 
     def to_yaml(self) -> str:
         """Every field as YAML; `load_config` (`load_compare_config`) reads it back to an equal value."""

@@ -6,22 +6,23 @@ import hashlib
 import math
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from nmflow.models import build_model
 from nmflow.sparsifier import Sparsifier, SparsityReport
 from nmflow.train.checkpoint import Position, State
 from nmflow.train.config import TrainConfig
-from nmflow.train.data import Data, Split, batch_indices, share, step_generator
+from nmflow.train.data import Data, Inputs, Split, batch_indices, share, step_generator
+from nmflow.train.objectives import Outcomes, interleaved
 from nmflow.train.optim import build_optimizer, learning_rate
 from nmflow.train.recorder import Recorder
 from nmflow.train.stop import how_to_resume
@@ -135,9 +136,10 @@ def fit(run: Training, start: Position, recorder: Recorder, asked_to_stop: Calla
             rate = learning_rate(config.optim, step, config.steps)
             recorder.write({"step": done, **figures, "lr": rate, **_sparsity(state.sparsifier.report())})
         if _is_due(done, config.eval_every, config.steps):
-            score = evaluate(state.model, run.data.val, run.accelerator.device, run.accelerator)
+            score = evaluate(state.model, run.data, "val", run.accelerator.device, run.accelerator)
             _check_finite(done, {"val_loss": score.loss})
-            recorder.write({"step": done, "val_loss": score.loss, "val_accuracy": score.accuracy})
+            values = {f"val_{name}": value for name, value in score.figures.items()}
+            recorder.write({"step": done, "val_loss": score.loss, **values})
         if saves:
             recorder.save(state, done)
         recorder.advance(done)
@@ -157,10 +159,10 @@ def take_step(run: Training, step: int) -> tuple[Tensor, Tensor]:
     for micro in range(config.accumulate):
         part = share(config.batch, process, num_processes, micro, config.accumulate)
         generator = step_generator(config.seed, step, part.start)
-        inputs, targets = (t.to(accelerator.device) for t in run.data.train.batch(indices[part], generator))
+        inputs, targets = on_device(run.data.train.batch(indices[part], generator), accelerator.device)
         is_last = micro == config.accumulate - 1
         with nullcontext() if is_last else accelerator.no_sync(run.model):
-            micro_loss = cross_entropy(run.model(inputs), targets) / config.accumulate
+            micro_loss = run.data.objective.loss(logits_of(run.model, inputs), targets) / config.accumulate
             accelerator.backward(micro_loss)
         loss += micro_loss.detach()
     accelerator.unscale_gradients(run.optimizer)
@@ -184,9 +186,9 @@ def calibrate(run: Training) -> None:
         run.data.train.batch(batch_indices(len(run.data.train), config.batch, config.seed, step)) for step in steps
     )
 
-    def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        inputs, targets = (tensor.to(run.accelerator.device) for tensor in batch)
-        return cross_entropy(model(inputs), targets)
+    def loss_of(model: nn.Module, batch: tuple[Inputs, Tensor]) -> Tensor:
+        inputs, targets = on_device(batch, run.accelerator.device)
+        return run.data.objective.loss(logits_of(model, inputs), targets)
 
     run.state.model.eval()  # no dropout: every process finds the same masks
     sparsifier.calibrate(loss_of, batches)
@@ -197,39 +199,61 @@ def calibrate(run: Training) -> None:
 
 @dataclass(frozen=True)
 class Score:
-    """How well a model does on a split; `accuracy` in 0..1, over items or, for language, over characters."""
+    """How well a model does on a split: the mean loss, and the objective's measures, the main one first."""
 
     loss: float
-    accuracy: float
+    figures: dict[str, float]
     items: int
+    """Items, or for language tokens."""
+
+    @property
+    def main(self) -> float:
+        """The measure that a run is judged by."""
+        return next(iter(self.figures.values()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As result.json has it."""
+        return {"loss": self.loss, **self.figures, "items": self.items}
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean of -log softmax(logits)[target], in float32: logits [B, C] and targets [B], or [B, T, V] and [B, T]."""
-    return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())
+def logits_of(model: nn.Module, inputs: Inputs) -> Tensor:
+    """What a network gives for one batch, whether it takes one tensor or several by name, and however it wraps it."""
+    out = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    logits: Tensor = out if isinstance(out, Tensor) else out.logits
+    return logits
+
+
+def on_device(batch: tuple[Inputs, Tensor], device: torch.device | str) -> tuple[Inputs, Tensor]:
+    """A batch where the model is."""
+    inputs, targets = batch
+    if isinstance(inputs, Mapping):
+        return {name: tensor.to(device) for name, tensor in inputs.items()}, targets.to(device)
+    return inputs.to(device), targets.to(device)
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, split: Split, device: torch.device | str, accelerator: Accelerator | None = None
+    model: nn.Module,
+    data: Data,
+    split: Literal["train", "val", "test"],
+    device: torch.device | str,
+    accelerator: Accelerator | None = None,
 ) -> Score:
-    """Loss and accuracy on a whole split, in eval mode. Given an accelerator, its processes share the work."""
+    """Loss and measures on a whole split, in eval mode. Given an accelerator, its processes share the work."""
     process, num_processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    items: Split = getattr(data, split)
     was_training = model.training
     model.eval()
-    loss = correct = items = 0.0
-    mine = torch.arange(process, len(split), num_processes)
+    mine = torch.arange(len(items))[process::num_processes]
+    found: list[Outcomes] = []
     for first in range(0, len(mine), EVAL_BATCH):
-        inputs, targets = (tensor.to(device) for tensor in split.batch(mine[first : first + EVAL_BATCH]))
-        logits = model(inputs)
-        loss += float(cross_entropy(logits, targets)) * targets.numel()
-        correct += int((logits.argmax(dim=-1) == targets).sum())
-        items += targets.numel()
+        inputs, targets = on_device(items.batch(mine[first : first + EVAL_BATCH]), device)
+        outcomes = data.objective.outcomes(logits_of(model, inputs), targets)
+        found.append({name: tensor.cpu() for name, tensor in outcomes.items()})
     model.train(was_training)
-    if accelerator is not None and num_processes > 1:
-        sums = torch.tensor([loss, correct, items], dtype=torch.float64, device=device)
-        loss, correct, items = accelerator.reduce(sums, "sum").tolist()
-    return Score(loss / items, correct / items, int(items))
+    shares = gather_object([found]) if num_processes > 1 else [found]
+    whole = interleaved(shares)
+    return Score(float(whole["loss"].double().mean()), data.objective.figures(whole), whole["loss"].numel())
 
 
 def _sparsity(report: SparsityReport) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from nmflow.report.folder import RunFolder
+from nmflow.report.measures import MEASURES
 from nmflow.train.checkpoint import Position, State, save_checkpoint
 from nmflow.train.files import MetricsLog
 from nmflow.train.progress import Display
@@ -82,8 +83,9 @@ def _board(folder: Path, step: int) -> Any:
 def _state_text(line: dict[str, Any]) -> str:
     """`loss 0.312  val 94.4 %  decay  D 0.12  1:16`."""
     parts = [f"loss {line['loss']:.3f}"] if "loss" in line else []
-    if "val_accuracy" in line:
-        parts.append(f"val {line['val_accuracy']:.1%}")
+    judged = next((key for key in line if key.removeprefix("val_") in MEASURES), None)
+    if judged is not None:
+        parts.append(f"val {MEASURES[judged.removeprefix('val_')].text(line[judged])}")
     if "phase" in line:
         parts += [line["phase"], f"D {line['decay']:.2g}", line["pattern"]]
     return "  ".join(parts)

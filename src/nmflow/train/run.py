@@ -58,7 +58,7 @@ def train(config: TrainConfig, console: Console | None = None) -> RunResult:
     main = connect(config.precision).is_main_process
     folder = RunFolder(Path(config.out) if config.out else agree_on(_folder_name(config)))
     check_new(folder.path, "train")
-    data = load_data(config.data)
+    data = load_data(config.data, config.tokenizer())
     check_runnable(config, data)
     create(folder.path, folder.config, config)
     return _go_on(config, folder, data, console if main else None)
@@ -76,7 +76,7 @@ def resume(path: str | Path, console: Console | None = None) -> RunResult:
         raise ValueError(f"{folder.path}: this is a comparison; go on with: nmflow compare resume={folder.path}")
     config = load_config(folder.config)
     main = connect(config.precision).is_main_process
-    return _go_on(config, folder, load_data(config.data), console if main else None)
+    return _go_on(config, folder, load_data(config.data, config.tokenizer()), console if main else None)
 
 
 def _go_on(config: TrainConfig, folder: RunFolder, data: Data, console: Console | None) -> RunResult:

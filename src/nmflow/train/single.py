@@ -21,7 +21,7 @@ from nmflow.train.stop import stop_requests
 
 RESULT_FORMAT = 1
 AGREEMENT = 0.005
-"""How far accuracies of one model through dense and compressed kernels may lie apart: sums in another order."""
+"""How far the measures of one model through dense and compressed kernels may lie apart: sums in another order."""
 
 
 def run_single(
@@ -73,6 +73,7 @@ def _described(run: Training) -> dict[str, Any]:
         "format": RESULT_FORMAT,
         "config": config.model_dump(mode="json", exclude={"out"}),
         "data": run.data.describe(),
+        "measure": run.data.objective.measures[0],
         "model": config.model.name,
         "parameters": sum(parameter.numel() for parameter in run.state.model.parameters()),
         "recipe": sparsifier.recipe.to_dict(),
@@ -87,9 +88,9 @@ def _prove(run: Training, folder: RunFolder) -> dict[str, Any]:
     model = run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
     device = run.accelerator.device
     report = run.state.sparsifier.finalize()
-    test = evaluate(model, run.data.test, device)
+    test = evaluate(model, run.data, "test", device)
     save_model(model, folder.model)
-    figures: dict[str, Any] = {"val": asdict(evaluate(model, run.data.val, device)), "test": asdict(test)}
+    figures: dict[str, Any] = {"val": evaluate(model, run.data, "val", device).to_dict(), "test": test.to_dict()}
     slots = recorded(model)
     if not slots:
         return {**figures, "sparsity": None, "verify": None, "compressed": None}
@@ -98,18 +99,19 @@ def _prove(run: Training, folder: RunFolder) -> dict[str, Any]:
     if not proof.ok:
         raise RuntimeError("\n".join([f"{folder.model}: this is a defect of nmflow", *proof.lines()]))
     files = compress_file(folder.model, folder.compressed)
-    again = evaluate(_from_file(run, folder), run.data.test, device)
-    if abs(again.accuracy - test.accuracy) > AGREEMENT:
+    again = evaluate(_from_file(run, folder), run.data, "test", device)
+    if abs(again.main - test.main) > AGREEMENT * max(1.0, abs(test.main)):
+        name = next(iter(test.figures))
         raise RuntimeError(
-            f"{folder.compressed}: test accuracy {again.accuracy:.4f}, the model it was made from has "
-            f"{test.accuracy:.4f}; this is a defect of nmflow"
+            f"{folder.compressed}: {name} {again.main:.4f} on the test split, the model it was made from has "
+            f"{test.main:.4f}; this is a defect of nmflow"
         )
     return {
         **figures,
         "sparsity": {"density": report.density, "weights": sum(slot.weights for slot in report.slots)},
         "verify": proof.to_dict(),
         "compressed": {
-            "test": asdict(again),
+            "test": again.to_dict(),
             "layers": [asdict(layer) for layer in files.layers],
             "bytes_before": files.bytes_before,
             "bytes_after": files.bytes_after,

@@ -7,23 +7,25 @@ from collections.abc import Callable
 from nmflow.train.config import DataConfig
 from nmflow.train.data.cifar10 import load_cifar10
 from nmflow.train.data.digits import load_digits
+from nmflow.train.data.glue import load_glue
 from nmflow.train.data.images import load_images
 from nmflow.train.data.order import batch_indices, share, step_generator
-from nmflow.train.data.splits import Data, Split
+from nmflow.train.data.splits import Data, Inputs, Split
 from nmflow.train.data.text import load_text
 
-__all__ = ["LOADERS", "Data", "Split", "batch_indices", "load_data", "share", "step_generator"]
+__all__ = ["LOADERS", "Data", "Inputs", "Split", "batch_indices", "load_data", "share", "step_generator"]
 
-LOADERS: dict[str, Callable[[DataConfig], Data]] = {
-    "digits": load_digits,
-    "cifar10": load_cifar10,
-    "images": load_images,
-    "text": load_text,
+LOADERS: dict[str, Callable[[DataConfig, str | None], Data]] = {
+    "digits": lambda config, _: load_digits(config),
+    "cifar10": lambda config, _: load_cifar10(config),
+    "images": lambda config, _: load_images(config),
+    "text": lambda config, _: load_text(config),
+    "glue": load_glue,
 }
 
 
-def load_data(config: DataConfig) -> Data:
-    """The data set of a configuration, its splits fixed: no seed changes them.
+def load_data(config: DataConfig, tokenizer: str | None = None) -> Data:
+    """The data set of a configuration, its splits fixed: no seed changes them. `tokenizer` is for sentences.
 
     Raises `FileNotFoundError` with the expected layout where the path holds no such data, and `ValueError`
     where a file is broken.
@@ -31,4 +33,4 @@ def load_data(config: DataConfig) -> Data:
     >>> load_data(DataConfig(name="digits")).describe()
     'digits: inputs 1x8x8, 10 classes, 1,264 train, 178 val, 355 test; the split is fixed and ours'
     """
-    return LOADERS[config.name](config)
+    return LOADERS[config.name](config, tokenizer)

@@ -13,6 +13,7 @@ from nmflow.train.config import DataConfig
 from nmflow.train.data.jpeg_npz import read_jpeg_npz
 from nmflow.train.data.safe_pickle import read_array_pickle
 from nmflow.train.data.splits import Data, Pixels, TensorSplit, missing, rank_in_class
+from nmflow.train.objectives import Classify
 
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
@@ -44,7 +45,8 @@ def load_cifar10(config: DataConfig) -> Data:
     augmented = plain if config.augment is False else Pixels(mean, std, pad=4, flips=True)
     return Data(
         name="cifar10",
-        task="classification",
+        kind="images",
+        objective=Classify(("accuracy", "top5")),
         train=TensorSplit(train_all[0][~is_val], train_all[1][~is_val], augmented),
         val=TensorSplit(train_all[0][is_val], train_all[1][is_val], plain),
         test=TensorSplit(*test, plain),

@@ -6,6 +6,7 @@ import torch
 
 from nmflow.train.config import DataConfig
 from nmflow.train.data.splits import Data, Pixels, TensorSplit, rank_in_class
+from nmflow.train.objectives import Classify
 
 
 def load_digits(config: DataConfig) -> Data:
@@ -27,7 +28,8 @@ def load_digits(config: DataConfig) -> Data:
     augmented = Pixels(plain.mean, plain.std, pad=1) if config.augment else plain
     return Data(
         name="digits",
-        task="classification",
+        kind="images",
+        objective=Classify(),
         train=TensorSplit(images[train], labels[train], augmented),
         val=TensorSplit(images[val], labels[val], plain),
         test=TensorSplit(images[test], labels[test], plain),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nmflow.train.config import DataConfig
 from nmflow.train.data.splits import Data, Pixels, missing, rank_in_class
+from nmflow.train.objectives import Classify
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MEAN = (0.485, 0.456, 0.406)
@@ -53,7 +54,8 @@ def load_images(config: DataConfig) -> Data:
     }
     return Data(
         name="images",
-        task="classification",
+        kind="images",
+        objective=Classify(("accuracy", "top5")),
         train=splits["train"],
         val=splits["val"],
         test=splits["test"],

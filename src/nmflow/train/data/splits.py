@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -10,8 +11,13 @@ import torch
 from torch import Tensor
 
 from nmflow.train.data.augment import flip, shift
+from nmflow.train.objectives import Objective
 
-Task = Literal["classification", "language"]
+Kind = Literal["images", "characters", "sentences"]
+"""What an item is, and so which networks take it."""
+
+Inputs = Tensor | Mapping[str, Tensor]
+"""What a network takes: one tensor, or several by the names of its arguments."""
 
 
 class Split(Protocol):
@@ -19,31 +25,32 @@ class Split(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Inputs, Tensor]:
         """Inputs and targets of the items; a pure function. A generator, where given, augments."""
         ...
 
 
 @dataclass(frozen=True)
 class Data:
-    """One data set: classification gives float [B, C, H, W] and int64 [B], language int64 [B, T] twice."""
+    """One data set: images are float [B, C, H, W], characters int64 [B, T], sentences what a tokenizer gives."""
 
     name: str
-    task: Task
+    kind: Kind
+    objective: Objective
     train: Split
     val: Split
     test: Split
     num_classes: int
-    """Classes, or for language the entries of the vocabulary."""
+    """Numbers that the network gives an item or a place: classes, 1 for a single number, or the vocabulary."""
     sample_shape: tuple[int, ...]
-    """Shape of one input: (C, H, W) or (T,)."""
+    """Shape of one input: (C, H, W) or (T,); sentences are at most T tokens long."""
     notes: tuple[str, ...] = ()
     """What a reader of results should know, such as a split that is ours."""
 
     def describe(self) -> str:
         """One line: sizes, splits, notes."""
         shape = "x".join(map(str, self.sample_shape))
-        kind = "classes" if self.task == "classification" else "characters"
+        kind = "characters" if self.kind == "characters" else "classes"
         sizes = ", ".join(
             f"{len(split):,} {name}"
             for name, split in (("train", self.train), ("val", self.val), ("test", self.test))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nmflow.train.config import DataConfig
 from nmflow.train.data.splits import Data, missing
+from nmflow.train.objectives import PredictTokens
 
 DEFAULT_CONTEXT = 128
 MAX_BYTES = 1 << 29
@@ -41,7 +42,8 @@ def load_text(config: DataConfig) -> Data:
     train, val, test = (torch.from_numpy(_encode(part, alphabet)) for part in parts)
     return Data(
         name="text",
-        task="language",
+        kind="characters",
+        objective=PredictTokens(),
         train=TextSplit(train, context, stride=1),
         val=TextSplit(val, context, stride=context),
         test=TextSplit(test, context, stride=context),

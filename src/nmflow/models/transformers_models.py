@@ -1,0 +1,112 @@
+"""transformers:NAME: a network of transformers with the head that the data ask for, from its weights or fresh."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nmflow.train.config import ModelConfig
+from nmflow.train.data.splits import Data
+
+PREFIX = "transformers:"
+
+_HEADS = {"sentences": "AutoModelForSequenceClassification", "characters": "AutoModelForCausalLM"}
+"""The class of transformers that puts the right head on a network, by the kind of data."""
+
+_SIZES = {"width": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads"}
+"""Our sizes by the names that transformers' configurations share."""
+
+
+def build_transformers(config: ModelConfig, data: Data) -> nn.Module:
+    """A network by the name of its folder, or of its model on the hub, with `data.num_classes` outputs.
+
+    With its weights unless `model.pretrained=false`, which takes the architecture alone; a head that the weights lack
+    begins fresh, fixed by torch's random state. Only safetensors are read, nothing is unpickled.
+
+    Raises `ValueError` where transformers or the network are missing (with the line that fetches them), the data are
+    images, or a size is given for weights that have theirs.
+    """
+    name = config.name.removeprefix(PREFIX)
+    try:
+        import transformers
+    except ImportError as error:
+        raise ValueError(f"model: {config.name} needs transformers: pip install 'nmflow[transformers]'") from error
+    if data.kind not in _HEADS:
+        raise ValueError(f"model: {config.name} takes text, not {data.name}; use model=vit-tiny or timm:NAME")
+    auto = getattr(transformers, _HEADS[data.kind])
+    settings = _settings(transformers, name, config, data)
+    try:
+        if config.pretrained is False:
+            fresh: nn.Module = auto.from_config(settings)
+            return fresh
+        with _quiet(transformers):
+            model, info = auto.from_pretrained(
+                name, config=settings, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
+    except OSError as error:
+        raise ValueError(_unreachable(name, error)) from error
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"model: transformers refuses {name} as {_HEADS[data.kind]}: {error}") from error
+    body = f"{model.base_model_prefix}."
+    lacking = sorted(key for key in info["missing_keys"] if key.startswith(body) and ".pooler." not in key)
+    if lacking:
+        raise ValueError(
+            f"model: the weights of {name} lack {len(lacking)} tensors of the network, {lacking[0]} first; are they "
+            f"those of a {type(model).__name__}?"
+        )
+    loaded: nn.Module = model
+    return loaded
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Without its bars and its report on a head that is fresh, which is expected here; what matters is checked."""
+    logging = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _settings(transformers: Any, name: str, config: ModelConfig, data: Data) -> Any:
+    """The configuration of transformers: the network's own, with our sizes and classes."""
+    given = {theirs: value for ours, theirs in _SIZES.items() if (value := getattr(config, ours)) is not None}
+    refused = [ours for ours in ("patch", "mlp_ratio") if getattr(config, ours) is not None]
+    if config.pretrained is not False:
+        refused += [ours for ours, theirs in _SIZES.items() if theirs in given]
+    if refused:
+        why = "it has sizes of its own" if config.pretrained is not False else "transformers has no such setting"
+        raise ValueError(f"{', '.join(f'model.{ours}' for ours in refused)}: of no use to {config.name}, {why}")
+    if data.kind == "characters":
+        given["vocab_size"] = data.num_classes
+    else:
+        given["num_labels"] = data.num_classes
+        given["problem_type"] = "regression" if data.num_classes == 1 else "single_label_classification"
+    try:
+        settings = transformers.AutoConfig.from_pretrained(name, **given)
+    except OSError as error:
+        raise ValueError(_unreachable(name, error)) from error
+    except ValueError as error:
+        raise ValueError(f"model: transformers cannot read the configuration of {name}: {error}") from error
+    if config.dropout is not None:
+        for key in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout_rate", "resid_pdrop", "embd_pdrop",
+                    "attn_pdrop", "dropout", "attention_dropout"):  # fmt: skip
+            if hasattr(settings, key):
+                setattr(settings, key, config.dropout)
+    return settings
+
+
+def _unreachable(name: str, error: Exception) -> str:
+    if Path(name).exists():
+        return f"model: {name} is no folder of transformers: {str(error).splitlines()[0]}"
+    return f"model: there is no folder {name}, and the hub gave no such model; fetch it: hf download {name}"

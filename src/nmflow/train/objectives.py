@@ -1,0 +1,166 @@
+"""What is asked of a network: the loss that it is trained by, and the measures that it is judged by.
+
+Shape suffixes: B items, T tokens of an item, C classes, V entries of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Outcomes = dict[str, Tensor]
+"""What is kept of every item of a split until all are there: tensors with one row an item."""
+
+
+class Objective(Protocol):
+    """A loss and measures; the first measure is the one a run is judged by."""
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of `nmflow.report.measures`."""
+        ...
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The scalar to train by: a mean over the batch."""
+        ...
+
+    def outcomes(self, logits: Tensor, targets: Tensor) -> Outcomes:
+        """What `figures` needs of these items; `loss` among it."""
+        ...
+
+    def figures(self, outcomes: Mapping[str, Tensor]) -> dict[str, float]:
+        """Every measure over all items."""
+        ...
+
+
+@dataclass(frozen=True)
+class Classify:
+    """One of C classes an item: logits [B, C], targets int64 [B].
+
+        loss = mean of -log softmax(logits)[target], in float32
+
+    Measures may be accuracy, top5, f1 (of class 1) and matthews; `score` is the mean of the others.
+    """
+
+    measures: tuple[str, ...] = ("accuracy",)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits.float(), targets)
+
+    def outcomes(self, logits: Tensor, targets: Tensor) -> Outcomes:
+        found = {
+            "loss": F.cross_entropy(logits.float(), targets, reduction="none"),
+            "predicted": logits.argmax(dim=-1),
+            "target": targets,
+        }
+        if "top5" in self.measures:
+            best = logits.topk(min(5, logits.shape[-1]), dim=-1).indices
+            found["in_top5"] = (best == targets.unsqueeze(-1)).any(dim=-1)
+        return found
+
+    def figures(self, outcomes: Mapping[str, Tensor]) -> dict[str, float]:
+        predicted, target = outcomes["predicted"], outcomes["target"]
+        figures: dict[str, float] = {}
+        for name in self.measures:
+            if name == "accuracy":
+                figures[name] = _mean(predicted == target)
+            elif name == "top5":
+                figures[name] = _mean(outcomes["in_top5"])
+            elif name == "f1":
+                figures[name] = _f1(predicted, target)
+            elif name == "matthews":
+                figures[name] = _matthews(predicted, target)
+        return _with_score(figures, self.measures)
+
+
+@dataclass(frozen=True)
+class Regress:
+    """One number an item: logits [B, 1], targets float [B]; loss = mean of (logit - target)²."""
+
+    measures: tuple[str, ...] = ("score", "pearson", "spearman")
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.mse_loss(logits.squeeze(-1).float(), targets)
+
+    def outcomes(self, logits: Tensor, targets: Tensor) -> Outcomes:
+        predicted = logits.squeeze(-1).float()
+        return {"loss": (predicted - targets) ** 2, "predicted": predicted, "target": targets}
+
+    def figures(self, outcomes: Mapping[str, Tensor]) -> dict[str, float]:
+        from scipy import stats
+
+        predicted, target = outcomes["predicted"].double().numpy(), outcomes["target"].double().numpy()
+        if predicted.std() == 0 or target.std() == 0:  # the correlation with a constant is none
+            figures = {"pearson": 0.0, "spearman": 0.0}
+        else:
+            figures = {
+                "pearson": float(stats.pearsonr(predicted, target).statistic),
+                "spearman": float(stats.spearmanr(predicted, target).statistic),
+            }
+        return _with_score(figures, self.measures)
+
+
+@dataclass(frozen=True)
+class PredictTokens:
+    """The next token at every place: logits [B, T, V], targets int64 [B, T].
+
+        loss = mean of -log softmax(logits)[target] over all places, in float32;      perplexity = exp(loss)
+    """
+
+    measures: tuple[str, ...] = ("perplexity", "accuracy")
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())
+
+    def outcomes(self, logits: Tensor, targets: Tensor) -> Outcomes:
+        loss_BT = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none").view_as(targets)
+        return {"loss": loss_BT, "right": logits.argmax(dim=-1) == targets}
+
+    def figures(self, outcomes: Mapping[str, Tensor]) -> dict[str, float]:
+        loss = _mean(outcomes["loss"])
+        return {"perplexity": math.exp(loss) if loss < 700 else math.inf, "accuracy": _mean(outcomes["right"])}
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.double().mean())
+
+
+def _f1(predicted: Tensor, target: Tensor) -> float:
+    """2·TP / (2·TP + FP + FN) of class 1; 0 where nothing is or is called class 1."""
+    true = int(((predicted == 1) & (target == 1)).sum())
+    wrong = int(((predicted == 1) != (target == 1)).sum())
+    return 2 * true / (2 * true + wrong) if true else 0.0
+
+
+def _matthews(predicted: Tensor, target: Tensor) -> float:
+    """The correlation of prediction and target, over any number of classes; 0 where one of them is constant."""
+    from sklearn.metrics import matthews_corrcoef
+
+    if bool((predicted == predicted[0]).all()) or bool((target == target[0]).all()):
+        return 0.0
+    return float(matthews_corrcoef(target.numpy(), predicted.numpy()))
+
+
+def _with_score(figures: dict[str, float], measures: tuple[str, ...]) -> dict[str, float]:
+    """In the order of `measures`; `score` is the mean of the others."""
+    if "score" in measures:
+        figures = {"score": sum(figures.values()) / len(figures), **figures}
+    return {name: figures[name] for name in measures}
+
+
+def interleaved(shares: Sequence[Sequence[Outcomes]]) -> Outcomes:
+    """The outcomes of all items in their order; process p of P had items p, p + P, ..., in batches."""
+    mine = [{name: torch.cat([part[name] for part in share]) for name in share[0]} for share in shares if share]
+    whole: Outcomes = {}
+    for name, first in mine[0].items():
+        rows = sum(len(outcomes[name]) for outcomes in mine)
+        whole[name] = first.new_empty((rows, *first.shape[1:]))
+        for process, outcomes in enumerate(mine):
+            whole[name][process :: len(shares)] = outcomes[name]
+    return whole

@@ -1,0 +1,161 @@
+"""Fine-tuning a pretrained encoder on GLUE: the whole run from files to files, on a network and data made here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from language import bert_folder, glue_folder
+from safetensors.torch import load_file, save_file
+from small_runs import assert_same_bits, one_run
+
+from nmflow.models import build_model
+from nmflow.report.folder import RunFolder, read_metrics
+from nmflow.report.plots import training_figure
+from nmflow.report.tables import PlannedRun, read_cells, result_lines, table_lines
+from nmflow.runtime import verify
+from nmflow.train import train
+from nmflow.train.config import ModelConfig, TrainConfig
+from nmflow.train.data import load_data
+from nmflow.train.loop import prepare
+
+pytest.importorskip("transformers", reason="the encoder comes from transformers, which is an extra")
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bert_folder(tmp_path_factory.mktemp("models") / "bert")
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("glue")
+    for task in ("SST-2", "MRPC", "STS-B", "MNLI"):
+        glue_folder(root, task, train=200, test=60)
+    return root
+
+
+def config(tasks: Path, bert: Path, task: str = "SST-2", **changes: Any) -> TrainConfig:
+    return TrainConfig(
+        **{
+            "data": f"glue:{tasks / task}", "model": f"transformers:{bert}", "pattern": "1:8", "steps": 40, "batch": 16,
+            "optim": {"lr": 1e-2}, "eval_every": 20, "checkpoint_every": 15, "baseline": False, **changes,
+        }
+    )  # fmt: skip
+
+
+def run(settings: TrainConfig, folder: Path) -> RunFolder:
+    return one_run(settings, folder, load_data(settings.data, settings.tokenizer()))
+
+
+def test_an_encoder_is_fine_tuned_proved_and_compressed(tmp_path: Path, tasks: Path, bert: Path) -> None:
+    folder = train(config(tasks, bert, baseline=True, steps=80, out=str(tmp_path / "run"))).folder
+    result = json.loads(folder.result.read_text())
+    assert result["test"]["accuracy"] > 0.75 < result["dense"]["test"]["accuracy"]
+    assert result["compressed"]["test"] == pytest.approx(result["test"], abs=1e-4)
+    proof = verify(folder.model)
+    assert proof.ok
+    assert sorted(layer.label for layer in proof.layers) == [
+        f"bert.encoder.layer.{i}.{part}.dense.weight" for i in range(2) for part in ("intermediate", "output")
+    ]
+    assert any(line.startswith("sparse test accuracy: ") for line in result_lines(folder))
+
+
+def test_it_begins_with_the_weights_of_the_folder(tasks: Path, bert: Path) -> None:
+    """All of the body; the head follows from the seed."""
+    settings = config(tasks, bert)
+    data = load_data(settings.data, settings.tokenizer())
+    state = prepare(settings, data).state.model.state_dict()
+    stored = load_file(bert / "model.safetensors")
+    for name, tensor in stored.items():
+        assert torch.equal(state[f"bert.{name}"], tensor), name
+    again = prepare(settings, data).state.model.state_dict()
+    assert torch.equal(state["classifier.weight"], again["classifier.weight"])
+    other = prepare(config(tasks, bert, seed=1), data).state.model.state_dict()
+    assert not torch.equal(state["classifier.weight"], other["classifier.weight"])
+    fresh = build_model(ModelConfig(name=f"transformers:{bert}", pretrained=False, depth=1, dropout=0.25), data)
+    assert fresh.config.num_hidden_layers == 1
+    assert fresh.bert.encoder.layer[0].output.dropout.p == 0.25
+
+
+def test_a_run_goes_on_to_the_same_bits(tmp_path: Path, tasks: Path, bert: Path) -> None:
+    """Dropout included: the pretrained network has some."""
+    settings = config(tasks, bert, "MRPC", recipe="sr-ste")
+    whole = run(settings, tmp_path / "whole")
+    part = RunFolder(tmp_path / "part")
+    data = load_data(settings.data, settings.tokenizer())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nmflow.train.loop.take_step", _failing_at(22))
+        with pytest.raises(KeyboardInterrupt):
+            one_run(settings, part.path, data)
+    assert part.checkpoint.exists()
+    assert not part.result.exists()
+    one_run(settings, part.path, data)
+    assert_same_bits(part.model, whole.model)
+    assert json.loads(part.result.read_text())["test"] == json.loads(whole.result.read_text())["test"]
+
+
+def _failing_at(last: int) -> Any:
+    from nmflow.train.loop import take_step
+
+    def step(training: Any, number: int) -> Any:
+        if number == last:
+            raise KeyboardInterrupt
+        return take_step(training, number)
+
+    return step
+
+
+@pytest.mark.parametrize(
+    ("task", "names"),
+    [("MRPC", ["score", "accuracy", "f1"]), ("STS-B", ["score", "pearson", "spearman"]), ("MNLI", ["accuracy"])],
+)
+def test_every_task_is_judged_by_its_own_measures(
+    tmp_path: Path, tasks: Path, bert: Path, task: str, names: list[str]
+) -> None:
+    folder = run(config(tasks, bert, task, steps=12, eval_every=6), tmp_path / "run")
+    result = json.loads(folder.result.read_text())
+    assert result["measure"] == names[0]
+    assert list(result["test"]) == ["loss", *names, "items"]
+    if names[0] == "score":
+        assert result["test"]["score"] == pytest.approx((result["test"][names[1]] + result["test"][names[2]]) / 2)
+    last = read_metrics(folder.metrics)[-1]
+    assert [last[f"val_{name}"] for name in names] == [result["val"][name] for name in names]
+    label = {"score": "score", "accuracy": "accuracy"}[names[0]]
+    assert training_figure(folder.path).axes[3].get_ylabel() == f"validation {label}"
+    cells = read_cells([PlannedRun("mdgf-exponential", "1:8", 0, folder.path)])
+    assert f"test {label}, %" in table_lines(cells)[0]
+    assert f"{100 * result['test'][names[0]]:.2f}" in table_lines(cells)[2]
+
+
+def test_what_cannot_be_had_is_told_with_the_way_to_it(tmp_path: Path, tasks: Path, bert: Path) -> None:
+    settings = config(tasks, bert)
+    data = load_data(settings.data, settings.tokenizer())
+
+    def refused(name: str, **changes: Any) -> str:
+        with pytest.raises(ValueError, match="model") as error:
+            build_model(ModelConfig(name=name, **changes), data)
+        return str(error.value)
+
+    assert "hf download" in refused(f"transformers:{tmp_path / 'nowhere'}")
+    assert "it has sizes of its own" in refused(f"transformers:{bert}", width=64)
+    assert "model.mlp_ratio: of no use" in refused(f"transformers:{bert}", mlp_ratio=2.0, pretrained=False)
+    assert "transformers:NAME for sentences" in refused("lm-tiny")
+    assert "transformers:NAME for sentences" in refused("timm:vit_tiny_patch16_224")
+    assert "no weights to begin with" in refused("vit-tiny", pretrained=True)
+    half = tmp_path / "half"
+    half.mkdir()
+    for file in bert.iterdir():
+        (half / file.name).write_bytes(file.read_bytes())
+    stored = load_file(half / "model.safetensors")
+    del stored["encoder.layer.1.output.dense.weight"]
+    save_file(stored, half / "model.safetensors", metadata={"format": "pt"})
+    assert "lack 1 tensors of the network, bert.encoder.layer.1.output.dense.weight first" in refused(
+        f"transformers:{half}"
+    )
+    (half / "model.safetensors").unlink()
+    torch.save(stored, half / "pytorch_model.bin")  # a pickle is never opened
+    assert "transformers" in refused(f"transformers:{half}")

@@ -1,0 +1,84 @@
+"""Small text data and small pretrained-looking networks for tests: a vocabulary, GLUE's nine layouts, tiny folders."""
+
+from __future__ import annotations
+
+import gzip
+import random
+from pathlib import Path
+
+WORDS = ("a", "bad", "big", "cat", "dog", "film", "fun", "good", "is", "it", "less", "more", "not", "old", "runs",
+         "sad", "small", "the", "very", "was")  # fmt: skip
+
+
+def sentence(rng: random.Random, length: int = 0) -> str:
+    return " ".join(rng.choice(WORDS) for _ in range(length or rng.randint(3, 9)))
+
+
+def bert_folder(folder: Path, weights: bool = True) -> Path:
+    """A folder as `save_pretrained` leaves it: a BERT of two narrow layers and a WordPiece tokenizer."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = {word: place for place, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS))}
+    BertTokenizerFast(vocab=vocabulary).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=5 + len(WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=64, initializer_range=0.2,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        BertModel(config).save_pretrained(folder) if weights else config.save_pretrained(folder)
+    return folder
+
+
+HEADS = {
+    "CoLA": "",
+    "SST-2": "sentence\tlabel",
+    "MRPC": "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String",
+    "STS-B": "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore",
+    "QQP": "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate",
+    "MNLI": "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\t"
+    "sentence2_parse\tsentence1\tsentence2\tlabel1\tgold_label",
+    "QNLI": "index\tquestion\tsentence\tlabel",
+    "RTE": "index\tsentence1\tsentence2\tlabel",
+    "WNLI": "index\tsentence1\tsentence2\tlabel",
+}
+"""The heads of the official files; CoLA's have none."""
+
+
+def _line(task: str, number: int, rng: random.Random) -> str:
+    one, two, yes = sentence(rng), sentence(rng), rng.random() < 0.5
+    two = one if yes and task not in ("CoLA", "SST-2") else two
+    entails = ("entailment", "not_entailment")[not yes]
+    good = f"{one} good fun" if yes else f"{one} bad sad"
+    return "\t".join(
+        {
+            "CoLA": ["gj04", str(int(yes)), "" if yes else "*", good],
+            "SST-2": [good, str(int(yes))],
+            "MRPC": [str(int(yes)), "1", "2", one, two],
+            "STS-B": [str(number), "g", "f", "2012", "0", "s", "t", one, two, f"{5.0 * yes:.3f}"],
+            "QQP": [str(number), "3", "4", one, two, str(int(yes))],
+            "MNLI": [str(number), "1", "2", "g", "(", ")", "(", ")", one, two, "x",
+                     "entailment" if yes else rng.choice(("neutral", "contradiction"))],
+            "QNLI": [str(number), one, two, entails],
+            "RTE": [str(number), one, two, entails],
+            "WNLI": [str(number), one, two, str(int(yes))],
+        }[task]
+    )  # fmt: skip
+
+
+def glue_folder(root: Path, task: str, train: int = 60, test: int = 21, packed: bool = False) -> Path:
+    """One task in the official layout, easy to learn: a word (or the equality of two sentences) gives it away."""
+    folder = root / task
+    folder.mkdir(parents=True)
+    names = {"train": train, **({"dev_matched": test, "dev_mismatched": test + 1} if task == "MNLI" else {"dev": test})}
+    for name, count in names.items():
+        rng = random.Random(f"{task} {name}")
+        lines = [HEADS[task]] if HEADS[task] else []
+        text = "\n".join([*lines, *(_line(task, number, rng) for number in range(count))]) + "\n"
+        if packed:
+            (folder / f"{name}.tsv.gz").write_bytes(gzip.compress(text.encode()))
+        else:
+            (folder / f"{name}.tsv").write_text(text, encoding="utf-8")
+    return folder

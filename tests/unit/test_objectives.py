@@ -1,0 +1,114 @@
+"""Losses and measures against definitions written out, and what processes find separately put together."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nmflow.report.measures import MEASURES, measures_of
+from nmflow.train.objectives import Classify, PredictTokens, Regress, interleaved
+
+
+def counts(predicted: list[int], target: list[int]) -> tuple[int, int, int, int]:
+    """True and false positives, false and true negatives."""
+    pairs = list(zip(predicted, target, strict=True))
+    return tuple(pairs.count(pair) for pair in ((1, 1), (1, 0), (0, 1), (0, 0)))  # type: ignore[return-value]  # four
+
+
+def one_hot(predicted: list[int], classes: int) -> torch.Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(predicted), classes).float()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=40))
+def test_two_classes_by_their_counts(pairs: list[tuple[int, int]]) -> None:
+    predicted, target = (list(column) for column in zip(*pairs, strict=True))
+    objective = Classify(("score", "accuracy", "f1", "matthews"))
+    found = objective.figures(objective.outcomes(one_hot(predicted, 2), torch.tensor(target)))
+    tp, fp, fn, tn = counts(predicted, target)
+    precision, recall = (tp / (tp + fp) if tp else 0.0), (tp / (tp + fn) if tp else 0.0)
+    under = math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    wanted = {
+        "accuracy": (tp + tn) / len(pairs),
+        "f1": 2 * precision * recall / (precision + recall) if tp else 0.0,
+        "matthews": (tp * tn - fp * fn) / under if under else 0.0,
+    }
+    assert list(found) == ["score", "accuracy", "f1", "matthews"]
+    assert found["score"] == pytest.approx(sum(wanted.values()) / 3)
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=1e-12)
+
+
+def test_the_five_best_classes_count() -> None:
+    torch.manual_seed(0)
+    logits, target = torch.randn(200, 12), torch.randint(12, (200,))
+    objective = Classify(("accuracy", "top5"))
+    found = objective.figures(objective.outcomes(logits, target))
+    ranks = [sorted(row, reverse=True).index(row[t]) for row, t in zip(logits.tolist(), target.tolist(), strict=True)]
+    assert found == {"accuracy": sum(r == 0 for r in ranks) / 200, "top5": sum(r < 5 for r in ranks) / 200}
+    assert 0 < found["accuracy"] < found["top5"] < 1
+    few = objective.figures(objective.outcomes(logits[:, :3], target % 3))
+    assert few["top5"] == 1.0
+
+
+def test_the_loss_is_what_the_outcomes_hold() -> None:
+    torch.manual_seed(1)
+    cases = [
+        (Classify(), torch.randn(9, 4), torch.randint(4, (9,))),
+        (Regress(), torch.randn(9, 1), torch.randn(9)),
+        (PredictTokens(), torch.randn(3, 5, 7), torch.randint(7, (3, 5))),
+    ]
+    for objective, logits, target in cases:
+        mean = objective.outcomes(logits, target)["loss"].mean()
+        assert float(objective.loss(logits, target)) == pytest.approx(float(mean), rel=1e-6)
+        assert float(objective.loss(logits.bfloat16(), target)) == pytest.approx(float(mean), rel=0.05)
+        assert objective.loss(logits.bfloat16(), target).dtype is torch.float32
+    log_probability = cases[2][1].double().log_softmax(-1)
+    places = [-float(log_probability[b, t, cases[2][2][b, t]]) for b in range(3) for t in range(5)]
+    figures = PredictTokens().figures(PredictTokens().outcomes(cases[2][1], cases[2][2]))
+    assert figures["perplexity"] == pytest.approx(math.exp(sum(places) / 15), rel=1e-5)
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Places from 1; equal values share the mean of theirs."""
+    return np.array([(values < v).sum() + ((values == v).sum() + 1) / 2 for v in values])
+
+
+def test_correlations_by_their_definition() -> None:
+    generator = np.random.default_rng(0)
+    target = np.round(generator.uniform(0, 5, 60), 1)
+    predicted = (target + generator.normal(0, 1, 60)).astype(np.float32)
+    objective = Regress()
+    outcomes = objective.outcomes(torch.from_numpy(predicted).unsqueeze(1), torch.from_numpy(target).float())
+    found = objective.figures(outcomes)
+    pearson, spearman = (
+        float(np.corrcoef(a, b)[0, 1]) for a, b in ((predicted, target), (ranks(predicted), ranks(target)))
+    )
+    assert found == pytest.approx({"score": (pearson + spearman) / 2, "pearson": pearson, "spearman": spearman})
+    constant = objective.outcomes(torch.ones(60, 1), torch.from_numpy(target).float())
+    assert objective.figures(constant) == {"score": 0.0, "pearson": 0.0, "spearman": 0.0}
+
+
+@given(items=st.integers(1, 23), processes=st.integers(1, 5), batch=st.integers(1, 4))
+def test_shares_of_processes_are_put_in_order(items: int, processes: int, batch: int) -> None:
+    loss, rows = torch.arange(items) * 1.5, torch.arange(items * 2).view(items, 2)
+    shares = []
+    for process in range(processes):
+        mine = torch.arange(items)[process::processes].split(batch)
+        shares.append([{"loss": loss[part], "rows": rows[part]} for part in mine if len(part)])
+    whole = interleaved(shares)
+    assert torch.equal(whole["loss"], loss)
+    assert torch.equal(whole["rows"], rows)
+
+
+def test_every_measure_has_a_name_for_people() -> None:
+    for objective in (Classify(("score", "accuracy", "f1")), Regress(), PredictTokens()):
+        assert set(objective.measures) <= set(MEASURES)
+    assert measures_of({"loss": 1.0, "perplexity": 9.0, "accuracy": 0.5, "items": 3}) == ["perplexity", "accuracy"]
+    assert MEASURES["perplexity"].number(23.456) == "23.46"
+    assert MEASURES["accuracy"].number(-0.0123, sign=True) == "-1.23"
+    assert MEASURES["accuracy"].number(None) == ""
