@@ -1,14 +1,15 @@
-"""Fine-tuning a pretrained encoder on GLUE: the whole run from files to files, on a network and data made here."""
+"""Networks of transformers from files to files: an encoder fine-tuned on GLUE, a GPT-2 that writes when compressed."""
 
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from language import bert_folder, glue_folder
+from language import bert_folder, glue_folder, sentence
 from safetensors.torch import load_file, save_file
 from small_runs import assert_same_bits, one_run
 
@@ -16,7 +17,7 @@ from nmflow.models import build_model
 from nmflow.report.folder import RunFolder, read_metrics
 from nmflow.report.plots import training_figure
 from nmflow.report.tables import PlannedRun, read_cells, result_lines, table_lines
-from nmflow.runtime import verify
+from nmflow.runtime import load_compressed, verify
 from nmflow.train import train
 from nmflow.train.config import ModelConfig, TrainConfig
 from nmflow.train.data import load_data
@@ -159,3 +160,50 @@ def test_what_cannot_be_had_is_told_with_the_way_to_it(tmp_path: Path, tasks: Pa
     (half / "model.safetensors").unlink()
     torch.save(stored, half / "pytorch_model.bin")  # a pickle is never opened
     assert "transformers" in refused(f"transformers:{half}")
+
+
+# -- causal language models --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng, path = random.Random(0), tmp_path_factory.mktemp("text") / "book.txt"
+    path.write_text("\n".join(sentence(rng) for _ in range(300)))
+    return path
+
+
+def test_a_compressed_gpt2_writes_what_the_masked_one_writes(tmp_path: Path, book: Path) -> None:
+    """Token by token with a cache, in batches of one and of three; against the dense file with its zeros."""
+    settings = TrainConfig(
+        data={"name": "text", "path": str(book), "context": 32},
+        model={"name": "transformers:gpt2", "pretrained": False, "width": 64, "depth": 2, "heads": 4},
+        targets={"ff": "1:8", "qkv": "1:4", "o": "1:4"}, steps=40, batch=8, optim={"lr": 1e-2}, eval_every=20,
+        baseline=False,
+    )  # fmt: skip
+    data = load_data(settings.data, settings.tokenizer())
+    assert data.unit == "characters"
+    folder = run(settings, tmp_path / "run")
+    result = json.loads(folder.result.read_text())
+    assert result["measure"] == "perplexity"
+    assert 1 < result["test"]["perplexity"] < data.num_classes / 2
+    masked = build_model(settings.model, data).eval()
+    masked.load_state_dict(load_file(folder.model), strict=False)  # the tied head is stored once
+    masked.tie_weights()
+    assert verify(folder.model).ok
+    packed = load_compressed(folder.compressed, into=build_model(settings.model, data)).eval()
+    assert "1:8" in repr(packed)
+    for batch in (1, 3):
+        prompt = data.test.batch(torch.arange(batch))[0][:, :8]
+        asked = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+        seen = torch.ones_like(prompt)
+        written = [model.generate(prompt, attention_mask=seen, **asked) for model in (masked, packed)]
+        assert written[0].shape == (batch, 28)
+        assert torch.equal(*written)
+
+
+def test_a_pretrained_network_reads_text_by_its_own_tokenizer(tmp_path: Path, bert: Path, book: Path) -> None:
+    settings = TrainConfig(data=f"text:{book}", model=f"transformers:{bert}")
+    assert settings.tokenizer() == str(bert)
+    assert load_data(settings.data, settings.tokenizer()).unit == "tokens"
+    fresh = TrainConfig(data=f"text:{book}", model={"name": f"transformers:{bert}", "pretrained": False})
+    assert fresh.tokenizer() is None

@@ -585,7 +585,7 @@ def test_windows_of_text_are_slices_of_it(tmp_path):
     path.write_bytes(TEXT.encode())
     data = load(f"text:{path}", context=5)
     alphabet = sorted(set(TEXT[:160]))
-    assert (data.kind, data.sample_shape, data.num_classes) == ("characters", (5,), len(alphabet) + 1)
+    assert (data.kind, data.sample_shape, data.num_classes) == ("text", (5,), len(alphabet) + 1)
     parts = {"train": (TEXT[:160], 1), "val": (TEXT[160:180], 5), "test": (TEXT[180:], 5)}
     for name, (part, stride) in parts.items():
         starts = [start for start in range(0, len(part), stride) if start + 5 < len(part)]
@@ -608,7 +608,7 @@ def test_a_packed_text_is_the_same_text(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("book.txt", b"abc" * 10, "30 characters; a tenth must be longer than the context of 5"),
+        ("book.txt", b"abc" * 10, "3 characters of val; each part must be longer than the context of 5"),
         ("book.txt", b"abc\xff", "no UTF-8 text at byte 3"),
         ("book.txt", b"", "0 characters"),
         ("book.txt.gz", b"not packed", "cannot be read"),
@@ -619,6 +619,39 @@ def test_a_text_that_cannot_be_used_is_refused(tmp_path, name, content, told):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=told):
         load(f"text:{tmp_path / name}", context=5)
+
+
+def test_a_folder_has_a_file_for_each_part(tmp_path):
+    """Characters are counted in train alone; in val and test what it lacks is unknown."""
+    for name, text in (("train", "abcabcab"), ("valid", "abzabz"), ("test", "cbacba")):
+        (tmp_path / f"wiki.{name}.tokens").write_text(text)
+    data = load(f"text:{tmp_path}", context=3)
+    assert [part.tokens.tolist() for part in (data.train, data.val, data.test)] == [
+        [1, 2, 3, 1, 2, 3, 1, 2], [1, 2, 0, 1, 2, 0], [3, 2, 1, 3, 2, 1],
+    ]  # fmt: skip
+    assert "wiki.train.tokens, wiki.valid.tokens, wiki.test.tokens" in data.describe()
+    (tmp_path / "other.test.tokens").write_text("abc")
+    with pytest.raises(FileNotFoundError, match=r"one file with test in its name.*other.test.tokens and wiki.test.tok"):
+        load(f"text:{tmp_path}", context=3)
+    for file in tmp_path.glob("*test*"):
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"with test in its name, plain or .gz \(it holds none\)"):
+        load(f"text:{tmp_path}", context=3)
+
+
+def test_text_by_a_tokenizer_is_what_it_cuts(tmp_path):
+    """Nothing is added at the seams of lines, and no window knows of them."""
+    pytest.importorskip("transformers", reason="tokenizers come with transformers, which is an extra")
+    from language import WORDS, bert_folder
+
+    bert = bert_folder(tmp_path / "bert", weights=False)
+    words = random.Random(1).choices(WORDS, k=100)
+    (tmp_path / "book.txt").write_text("".join(w + ("\n" if i % 7 == 6 else " ") for i, w in enumerate(words)))
+    data = load_data(DataConfig(name="text", path=str(tmp_path / "book.txt"), context=4), str(bert))
+    assert (data.num_classes, data.unit) == (5 + len(WORDS), "tokens")
+    found = torch.cat([data.train.tokens, data.val.tokens, data.test.tokens]).tolist()
+    assert found[: len(data.train.tokens)] == [5 + WORDS.index(w) for w in words[: len(data.train.tokens)]]
+    assert 70 <= len(data.train.tokens) <= 90
 
 
 def test_a_text_too_large_is_refused_before_it_is_unpacked_whole(tmp_path, monkeypatch):

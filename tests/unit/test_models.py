@@ -28,7 +28,7 @@ def images(channels: int = 3, height: int = 8, width: int = 8, classes: int = 5)
 
 def text(context: int = 7, vocabulary: int = 11) -> Data:
     data = images()
-    return Data("none", "characters", PredictTokens(), data.train, data.val, data.test, vocabulary, (context,))
+    return Data("none", "text", PredictTokens(), data.train, data.val, data.test, vocabulary, (context,))
 
 
 def build(data: Data, seed: int = 0, name: str = "vit-tiny", **sizes: object) -> torch.nn.Module:

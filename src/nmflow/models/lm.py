@@ -36,7 +36,7 @@ class LanguageModel(nn.Module):
 
 def build_lm(config: ModelConfig, data: Data) -> LanguageModel:
     """The model for the vocabulary and context of `data`. Raises `ValueError` where the data are no text."""
-    if data.kind != "characters":
+    if data.kind != "text":
         raise ValueError(
             f"model: {config.name} takes text, not {data.name}; "
             "use vit-tiny for images, transformers:NAME for sentences"

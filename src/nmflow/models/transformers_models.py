@@ -15,7 +15,7 @@ from nmflow.train.data.splits import Data
 
 PREFIX = "transformers:"
 
-_HEADS = {"sentences": "AutoModelForSequenceClassification", "characters": "AutoModelForCausalLM"}
+_HEADS = {"sentences": "AutoModelForSequenceClassification", "text": "AutoModelForCausalLM"}
 """The class of transformers that puts the right head on a network, by the kind of data."""
 
 _SIZES = {"width": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads"}
@@ -25,7 +25,8 @@ _SIZES = {"width": "hidden_size", "depth": "num_hidden_layers", "heads": "num_at
 def build_transformers(config: ModelConfig, data: Data) -> nn.Module:
     """A network by the name of its folder, or of its model on the hub, with `data.num_classes` outputs.
 
-    With its weights unless `model.pretrained=false`, which takes the architecture alone; a head that the weights lack
+    With its weights unless `model.pretrained=false`, which takes the architecture alone (of a folder, a model on the
+    hub, or a kind that transformers knows, such as gpt2 or llama); a head that the weights lack
     begins fresh, fixed by torch's random state. Only safetensors are read, nothing is unpickled.
 
     Raises `ValueError` where transformers or the network are missing (with the line that fetches them), the data are
@@ -54,6 +55,11 @@ def build_transformers(config: ModelConfig, data: Data) -> nn.Module:
         raise ValueError(f"model: transformers refuses {name} as {_HEADS[data.kind]}: {error}") from error
     body = f"{model.base_model_prefix}."
     lacking = sorted(key for key in info["missing_keys"] if key.startswith(body) and ".pooler." not in key)
+    if data.kind == "text" and data.num_classes > settings.vocab_size:
+        raise ValueError(
+            f"model: {name} knows {settings.vocab_size:,} tokens, the text has {data.num_classes:,}; leave "
+            "data.tokenizer out, or begin fresh: model.pretrained=false"
+        )
     if lacking:
         raise ValueError(
             f"model: the weights of {name} lack {len(lacking)} tensors of the network, {lacking[0]} first; are they "
@@ -79,7 +85,7 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 
 def _settings(transformers: Any, name: str, config: ModelConfig, data: Data) -> Any:
-    """The configuration of transformers: the network's own, with our sizes and classes."""
+    """The configuration of transformers: the network's own, or a kind's standard one, with our sizes and classes."""
     given = {theirs: value for ours, theirs in _SIZES.items() if (value := getattr(config, ours)) is not None}
     refused = [ours for ours in ("patch", "mlp_ratio") if getattr(config, ours) is not None]
     if config.pretrained is not False:
@@ -87,13 +93,16 @@ def _settings(transformers: Any, name: str, config: ModelConfig, data: Data) -> 
     if refused:
         why = "it has sizes of its own" if config.pretrained is not False else "transformers has no such setting"
         raise ValueError(f"{', '.join(f'model.{ours}' for ours in refused)}: of no use to {config.name}, {why}")
-    if data.kind == "characters":
-        given["vocab_size"] = data.num_classes
-    else:
+    if data.kind == "sentences":
         given["num_labels"] = data.num_classes
         given["problem_type"] = "regression" if data.num_classes == 1 else "single_label_classification"
+    elif config.pretrained is False:
+        given["vocab_size"] = data.num_classes
     try:
-        settings = transformers.AutoConfig.from_pretrained(name, **given)
+        if config.pretrained is False and name in transformers.CONFIG_MAPPING:
+            settings = transformers.AutoConfig.for_model(name, **given)
+        else:
+            settings = transformers.AutoConfig.from_pretrained(name, **given)
     except OSError as error:
         raise ValueError(_unreachable(name, error)) from error
     except ValueError as error:

@@ -130,7 +130,7 @@ _DATA_USERS: dict[str, tuple[str, ...]] = {
     "image_size": ("images",),
     "augment": ("digits", "cifar10", "images"),
     "context": ("text", "glue"),
-    "tokenizer": ("glue",),
+    "tokenizer": ("glue", "text"),
 }
 
 
@@ -138,17 +138,17 @@ class DataConfig(_Settings):
     """Which data; as one string `name` or `name:path`."""
 
     name: Literal["digits", "cifar10", "images", "text", "glue"] = "digits"
-    """digits (comes with scikit-learn), cifar10, images (a folder a class), text (any text file) or glue (a task)."""
+    """digits (comes with scikit-learn), cifar10, images (a folder a class), text (a file or three) or glue (a task)."""
     path: str | None = None
-    """File or folder that holds the data; digits needs none. GLUE: the folder of a task, .../SST-2."""
+    """File or folder that holds the data; digits needs none. GLUE: a task's folder. Text: a file or a folder."""
     image_size: Count | None = None
     """Images: edge in pixels that every image is brought to; none: the size of the first one."""
     augment: bool | None = None
     """Random shifts (and flips, but for digits) of training images; none: the data set's default."""
     context: Annotated[int, Field(ge=2)] | None = None
-    """Text: characters in a window. GLUE: most tokens of an item. None: 128."""
+    """Text: tokens in a window. GLUE: most tokens of an item. None: 128."""
     tokenizer: str | None = None
-    """GLUE: folder of a tokenizer; none: the one that comes with a model of transformers."""
+    """GLUE, text: folder of a tokenizer; none: that of a pretrained model of transformers, or characters."""
 
     @model_validator(mode="before")
     @classmethod
@@ -266,7 +266,8 @@ class RunConfig(_Settings):
     def tokenizer(self) -> str | None:
         """Where the tokenizer of the run's text lies: named, or beside a model of transformers."""
         named, model = self.data.tokenizer, self.model.name
-        return named or (model.removeprefix("transformers:") if model.startswith("transformers:") else None)
+        has_one = model.startswith("transformers:") and (self.data.name == "glue" or self.model.pretrained is not False)
+        return named or (model.removeprefix("transformers:") if has_one else None)
 
     def to_yaml(self) -> str:
         """Every field as YAML; `load_config` (`load_compare_config`) reads it back to an equal value."""

@@ -19,13 +19,13 @@ LOADERS: dict[str, Callable[[DataConfig, str | None], Data]] = {
     "digits": lambda config, _: load_digits(config),
     "cifar10": lambda config, _: load_cifar10(config),
     "images": lambda config, _: load_images(config),
-    "text": lambda config, _: load_text(config),
+    "text": load_text,
     "glue": load_glue,
 }
 
 
 def load_data(config: DataConfig, tokenizer: str | None = None) -> Data:
-    """The data set of a configuration, its splits fixed: no seed changes them. `tokenizer` is for sentences.
+    """The data set of a configuration, its splits fixed: no seed changes them. `tokenizer` is for sentences and text.
 
     Raises `FileNotFoundError` with the expected layout where the path holds no such data, and `ValueError`
     where a file is broken.

@@ -13,7 +13,7 @@ from torch import Tensor
 from nmflow.train.data.augment import flip, shift
 from nmflow.train.objectives import Objective
 
-Kind = Literal["images", "characters", "sentences"]
+Kind = Literal["images", "text", "sentences"]
 """What an item is, and so which networks take it."""
 
 Inputs = Tensor | Mapping[str, Tensor]
@@ -32,7 +32,7 @@ class Split(Protocol):
 
 @dataclass(frozen=True)
 class Data:
-    """One data set: images are float [B, C, H, W], characters int64 [B, T], sentences what a tokenizer gives."""
+    """One data set: images are float [B, C, H, W], text int64 [B, T], sentences what a tokenizer gives."""
 
     name: str
     kind: Kind
@@ -44,18 +44,19 @@ class Data:
     """Numbers that the network gives an item or a place: classes, 1 for a single number, or the vocabulary."""
     sample_shape: tuple[int, ...]
     """Shape of one input: (C, H, W) or (T,); sentences are at most T tokens long."""
+    unit: str = "classes"
+    """What `num_classes` counts."""
     notes: tuple[str, ...] = ()
     """What a reader of results should know, such as a split that is ours."""
 
     def describe(self) -> str:
         """One line: sizes, splits, notes."""
         shape = "x".join(map(str, self.sample_shape))
-        kind = "characters" if self.kind == "characters" else "classes"
         sizes = ", ".join(
             f"{len(split):,} {name}"
             for name, split in (("train", self.train), ("val", self.val), ("test", self.test))
         )
-        return "; ".join([f"{self.name}: inputs {shape}, {self.num_classes} {kind}, {sizes}", *self.notes])
+        return "; ".join([f"{self.name}: inputs {shape}, {self.num_classes:,} {self.unit}, {sizes}", *self.notes])
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,19 @@
-"""text: any text file, read as characters, for a small causal language model."""
+"""text: any text, read as characters or as the tokens of a tokenizer, for causal language models."""
 
 from __future__ import annotations
 
 import gzip
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nmflow.train.config import DataConfig
+from nmflow.train.data.sentences import load_tokenizer
 from nmflow.train.data.splits import Data, missing
 from nmflow.train.objectives import PredictTokens
 
@@ -19,37 +22,46 @@ MAX_BYTES = 1 << 29
 """The largest text that is read, unpacked."""
 UNKNOWN = 0
 """Token of a character that the train part does not have."""
+PARTS = {"train": r"train", "val": r"valid|val|dev", "test": r"test"}
+"""How the files of a folder are told apart: by a word of their names."""
 
 
-def load_text(config: DataConfig) -> Data:
-    """Windows of T = `context` characters; the target of a character is the next one.
+def load_text(config: DataConfig, tokenizer: str | None = None) -> Data:
+    """Windows of T = `context` tokens; the target of a token is the next one.
 
-    The first 80 % of the text are train, the next 10 % val, the last 10 % test. Token 0 is any character that
-    train lacks, the others are train's characters by code point. A training window may begin anywhere; those
-    of val and test lie end to end. Raises `FileNotFoundError`, and `ValueError` where the file is no UTF-8
-    text or too short.
+    Of one file the first 80 % are train, the next 10 % val, the last 10 % test; a folder has a file for each, told by
+    its name. Without a tokenizer the tokens are characters: token 0 is any that train lacks, the others are train's
+    characters by code point. A training window may begin anywhere; those of val and test lie end to end.
+    Raises `FileNotFoundError`, and `ValueError` where a file is no UTF-8 text or too short.
     """
     path, context = Path(config.path or ""), config.context or DEFAULT_CONTEXT
-    codes = _read(path)
-    ends = [len(codes) * 8 // 10, len(codes) * 9 // 10]
-    parts = np.split(codes, ends)
-    if min(map(len, parts)) <= context:
-        raise ValueError(
-            f"{path}: {len(codes):,} characters; a tenth must be longer than the context of {context} "
-            "(data.context=... makes it shorter)"
-        )
-    alphabet = np.unique(parts[0])
-    train, val, test = (torch.from_numpy(_encode(part, alphabet)) for part in parts)
+    texts, source = _texts(path, whole_words=tokenizer is not None)
+    if tokenizer is None:
+        codes = {name: np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32) for name, text in texts.items()}
+        alphabet = np.unique(codes["train"])
+        tokens = {name: torch.from_numpy(_encode(each, alphabet)) for name, each in codes.items()}
+        vocabulary, unit = len(alphabet) + 1, "characters"
+    else:
+        cutter = load_tokenizer(tokenizer, "data=text")
+        tokens = {name: torch.tensor(_cut(cutter, text), dtype=torch.int32) for name, text in texts.items()}
+        vocabulary, unit = len(cutter), "tokens"
+    for name, each in tokens.items():
+        if len(each) <= context:
+            raise ValueError(
+                f"{path}: {len(each):,} {unit} of {name}; each part must be longer than the context of {context} "
+                "(data.context=... makes it shorter)"
+            )
     return Data(
         name="text",
-        kind="characters",
+        kind="text",
         objective=PredictTokens(),
-        train=TextSplit(train, context, stride=1),
-        val=TextSplit(val, context, stride=context),
-        test=TextSplit(test, context, stride=context),
-        num_classes=len(alphabet) + 1,
+        train=TextSplit(tokens["train"], context, stride=1),
+        val=TextSplit(tokens["val"], context, stride=context),
+        test=TextSplit(tokens["test"], context, stride=context),
+        num_classes=vocabulary,
         sample_shape=(context,),
-        notes=(f"{path.name}, {len(codes):,} characters, 80/10/10 in order",),
+        unit=unit,
+        notes=(source,),
     )
 
 
@@ -65,7 +77,7 @@ class TextSplit:
         return (len(self.tokens) - 1 - self.context) // self.stride + 1
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Inputs [B, T] and targets [B, T], the same window one character on. Nothing is augmented."""
+        """Inputs [B, T] and targets [B, T], the same window one token on. Nothing is augmented."""
         windows = self.tokens[indices.view(-1, 1) * self.stride + torch.arange(self.context + 1)].long()
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
@@ -76,10 +88,39 @@ def _encode(codes: np.ndarray, alphabet: np.ndarray) -> np.ndarray:
     return np.where(alphabet[place] == codes, place + 1, UNKNOWN).astype(np.int32)
 
 
-def _read(path: Path) -> np.ndarray:
-    """Code points [n] of a UTF-8 file, plain or .gz."""
+def _cut(tokenizer: Any, text: str) -> list[int]:
+    """Token numbers of a whole text, nothing added. Line by line: a tokenizer takes long over one of many megabytes."""
+    lines = text.splitlines(keepends=True)
+    pieces = tokenizer(lines, add_special_tokens=False, return_attention_mask=False)["input_ids"] if lines else []
+    return [number for piece in pieces for number in piece]
+
+
+def _texts(path: Path, whole_words: bool) -> tuple[dict[str, str], str]:
+    """The text of every part, and a note on where it is from."""
+    if path.is_dir():
+        files = {}
+        for name, word in PARTS.items():
+            found = [file for file in sorted(path.iterdir()) if file.is_file() and re.search(word, file.name)]
+            if len(found) != 1:
+                held = "none" if not found else " and ".join(file.name for file in found)
+                words = word.replace("|", ", ")
+                raise missing(path, f"one file with {words} in its name, plain or .gz (it holds {held})")
+            files[name] = found[0]
+        return {name: _read(file) for name, file in files.items()}, ", ".join(file.name for file in files.values())
+    whole = _read(path)
+    cuts = [len(whole) * 8 // 10, len(whole) * 9 // 10]
+    if whole_words:
+        spaces = (re.compile(r"\s|$").search(whole, cut) for cut in cuts)
+        cuts = [space.start() for space in spaces if space is not None]
+    first, second = cuts
+    parts = {"train": whole[:first], "val": whole[first:second], "test": whole[second:]}
+    return parts, f"{path.name}, {len(whole):,} characters, 80/10/10 in order"
+
+
+def _read(path: Path) -> str:
+    """The text of a UTF-8 file, plain or .gz."""
     if not path.is_file():
-        raise missing(path, "a UTF-8 text file, plain or .gz")
+        raise missing(path, "a UTF-8 text file, plain or .gz, or a folder of a train, a valid and a test file")
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -88,7 +129,6 @@ def _read(path: Path) -> np.ndarray:
     if len(content) > MAX_BYTES:
         raise ValueError(f"{path}: more than {MAX_BYTES:,} bytes of text; give a smaller part of it")
     try:
-        text = content.decode("utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: no UTF-8 text at byte {error.start:,}") from error
-    return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
