@@ -11,7 +11,7 @@ import re
 ROLES = ("ff", "q", "k", "v", "o", "conv")
 GROUPS: dict[str, tuple[str, ...]] = {"qk": ("q", "k"), "qkv": ("q", "k", "v")}
 
-_ATTENTION = r"(?:.*[._])?(?:attn|attention|selfattention|encdecattention|crossattention|self|mixer)"
+_ATTENTION = r"(?:.*[._])?(?:attn|attention|selfattention|self_attention|encdecattention|crossattention|self|mixer)"
 _FF = r"(?:.*[._])?(?:mlp|ffn|ff|feed_forward|feedforward|densereludense|layer\.\d+\.mlp)"
 
 # (roles, full match on the lower-case parameter name). The first match decides. Three roles: a fused projection
@@ -29,11 +29,13 @@ _TABLE: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = tuple(
         (("q",), rf"{_ATTENTION}\.q\.weight"),
         (("k",), rf"{_ATTENTION}\.k\.weight"),
         (("v",), rf"{_ATTENTION}\.v\.weight"),
-        (("o",), rf"{_ATTENTION}\.(?:o|proj|c_proj|wo|output\.dense|to_out\.0|to_out)\.weight"),
+        (("o",), rf"{_ATTENTION}\.(?:o|proj|c_proj|wo|dense|output\.dense|to_out\.0|to_out)\.weight"),
         (("o",), r"(?:.*\.)?(?:o_proj|out_proj|out_lin)\.weight"),
-        (("ff",), rf"{_FF}\.(?:fc\d|fc1_[gx]|c_fc|c_proj|wi|wi_0|wi_1|wo|w1|w2|w3|w12|lin1|lin2)\.weight"),
+        (("ff",), rf"{_FF}\.(?:fc\d|fc1_[gx]|fc_in|fc_out|c_fc|c_proj|wi|wi_0|wi_1|wo|w1|w2|w3|w12|lin1|lin2)\.weight"),
         (("ff",), r".+\.(?:linear1|linear2|fc1|fc2|gate_proj|up_proj|down_proj|gate_up_proj)\.weight"),
         (("ff",), r"linear[12]\.weight"),
+        (("ff",), rf"{_FF}\.(?:dense_h_to_4h|dense_4h_to_h)\.weight"),
+        (("ff",), r".+\.albert_layers\.\d+\.(?:ffn|ffn_output)\.weight"),
         (("ff",), r".+\.(?:intermediate|output)\.dense\.weight"),
     )
 )
