@@ -163,6 +163,26 @@ def compress(source: str, destination: str, targets: tuple[str, ...], as_json: b
     _answer(report.lines(), report.to_dict(), as_json)
 
 
+@cli.command("targets", short_help="Show what rules take of a network.")
+@click.argument("model")
+@targets_option
+@json_option
+def show_targets(model: str, targets: tuple[str, ...], as_json: bool) -> None:
+    """Show what rules take of MODEL (timm:NAME, transformers:NAME, vit-tiny, lm-tiny) and what stays dense, and why.
+
+    For instance timm:vit_base_patch16_224 --targets ff=1:16 --targets qk=1:4. Without rules: its roles.
+    """
+    rules = _read_targets(targets)
+    from nmflow.models.skeleton import skeleton
+    from nmflow.report.coverage import report_coverage
+    from nmflow.targets import Coverage, candidates, resolve
+
+    network = skeleton(model)
+    found = resolve(network, rules, remainder="partial") if rules else Coverage(())
+    report = report_coverage(model, candidates(network), found)
+    _answer(report.lines(), report.to_dict(), as_json)
+
+
 @cli.command(short_help="Show what a recipe does at which step.")
 @click.argument("recipe")
 @click.argument("pattern")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 from pathlib import Path
@@ -20,7 +21,7 @@ from nmflow.report.tables import PlannedRun, read_cells, result_lines, table_lin
 from nmflow.runtime import load_compressed, verify
 from nmflow.train import train
 from nmflow.train.config import ModelConfig, TrainConfig
-from nmflow.train.data import load_data
+from nmflow.train.data import Data, load_data
 from nmflow.train.loop import prepare
 
 pytest.importorskip("transformers", reason="the encoder comes from transformers, which is an extra")
@@ -186,19 +187,43 @@ def test_a_compressed_gpt2_writes_what_the_masked_one_writes(tmp_path: Path, boo
     result = json.loads(folder.result.read_text())
     assert result["measure"] == "perplexity"
     assert 1 < result["test"]["perplexity"] < data.num_classes / 2
+    for batch in (1, 3):
+        assert_they_write_the_same(settings, folder, data, batch)
+
+
+def assert_they_write_the_same(settings: TrainConfig, folder: RunFolder, data: Data, batch: int) -> None:
+    """The network with its zeros and the compressed one continue some lines by the same 20 tokens."""
     masked = build_model(settings.model, data).eval()
     masked.load_state_dict(load_file(folder.model), strict=False)  # the tied head is stored once
     masked.tie_weights()
     assert verify(folder.model).ok
     packed = load_compressed(folder.compressed, into=build_model(settings.model, data)).eval()
     assert "1:8" in repr(packed)
-    for batch in (1, 3):
-        prompt = data.test.batch(torch.arange(batch))[0][:, :8]
-        asked = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-        seen = torch.ones_like(prompt)
-        written = [model.generate(prompt, attention_mask=seen, **asked) for model in (masked, packed)]
-        assert written[0].shape == (batch, 28)
-        assert torch.equal(*written)
+    prompt = data.test.batch(torch.arange(batch))[0][:, :8]
+    asked = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    seen = torch.ones_like(prompt)
+    written = [model.generate(prompt, attention_mask=seen, **asked) for model in (masked, packed)]
+    assert written[0].shape == (batch, 28)
+    assert torch.equal(*written)
+
+
+@pytest.mark.slow
+def test_a_gpt2_of_full_size_writes_what_the_masked_one_writes(tmp_path: Path, shared_data: Path) -> None:
+    """All projections at 1:8, trained on a tenth of tinyshakespeare for two minutes."""
+    source = shared_data / "lm_text" / "tinyshakespeare.txt.gz"
+    if not source.is_file():
+        pytest.skip(f"no text at {source}")
+    (tmp_path / "plays.txt").write_bytes(gzip.decompress(source.read_bytes())[:100_000])
+    settings = TrainConfig(
+        data={"name": "text", "path": str(tmp_path / "plays.txt"), "context": 64},
+        model={"name": "transformers:gpt2", "pretrained": False},
+        targets={"ff": "1:8", "qkv": "1:8", "o": "1:8"}, steps=20, batch=8, optim={"lr": 3e-4}, eval_every=20,
+        baseline=False,
+    )  # fmt: skip
+    data = load_data(settings.data)
+    folder = run(settings, tmp_path / "run")
+    assert json.loads(folder.result.read_text())["parameters"] > 80e6
+    assert_they_write_the_same(settings, folder, data, batch=1)
 
 
 def test_a_pretrained_network_reads_text_by_its_own_tokenizer(tmp_path: Path, bert: Path, book: Path) -> None:

@@ -50,7 +50,7 @@ def build_transformers(config: ModelConfig, data: Data) -> nn.Module:
                 name, config=settings, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
     except OSError as error:
-        raise ValueError(_unreachable(name, error)) from error
+        raise ValueError(unreachable(name, error)) from error
     except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"model: transformers refuses {name} as {_HEADS[data.kind]}: {error}") from error
     body = f"{model.base_model_prefix}."
@@ -104,7 +104,7 @@ def _settings(transformers: Any, name: str, config: ModelConfig, data: Data) -> 
         else:
             settings = transformers.AutoConfig.from_pretrained(name, **given)
     except OSError as error:
-        raise ValueError(_unreachable(name, error)) from error
+        raise ValueError(unreachable(name, error)) from error
     except ValueError as error:
         raise ValueError(f"model: transformers cannot read the configuration of {name}: {error}") from error
     if config.dropout is not None:
@@ -115,7 +115,8 @@ def _settings(transformers: Any, name: str, config: ModelConfig, data: Data) -> 
     return settings
 
 
-def _unreachable(name: str, error: Exception) -> str:
+def unreachable(name: str, error: Exception) -> str:
+    """What to tell where transformers finds no network of this name, and the line that fetches it."""
     if Path(name).exists():
         return f"model: {name} is no folder of transformers: {str(error).splitlines()[0]}"
     return f"model: there is no folder {name}, and the hub gave no such model; fetch it: hf download {name}"
