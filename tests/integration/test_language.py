@@ -133,6 +133,12 @@ def test_every_task_is_judged_by_its_own_measures(
     assert f"{100 * result['test'][names[0]]:.2f}" in table_lines(cells)[2]
 
 
+def test_a_number_has_no_classes_to_smooth(tmp_path: Path, tasks: Path, bert: Path) -> None:
+    with pytest.raises(ValueError, match=r"optim\.label_smoothing: a number has no classes"):
+        train(config(tasks, bert, "STS-B", optim={"label_smoothing": 0.1}, out=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_cannot_be_had_is_told_with_the_way_to_it(tmp_path: Path, tasks: Path, bert: Path) -> None:
     settings = config(tasks, bert)
     data = load_data(settings.data, settings.tokenizer())

@@ -73,6 +73,20 @@ def test_the_loss_is_what_the_outcomes_hold() -> None:
     assert figures["perplexity"] == pytest.approx(math.exp(sum(places) / 15), rel=1e-5)
 
 
+def test_smoothed_targets_by_their_definition() -> None:
+    torch.manual_seed(2)
+    logits, target = torch.randn(6, 5), torch.randint(5, (6,))
+    log_probability = logits.double().log_softmax(-1)
+    wanted = -sum(
+        0.7 * log_probability[i, t] + 0.3 * log_probability[i].mean() for i, t in enumerate(target.tolist())
+    )
+    assert float(Classify().loss(logits, target, 0.3)) == pytest.approx(float(wanted) / 6, rel=1e-5)
+    tokens = PredictTokens().loss(logits.view(2, 3, 5), target.view(2, 3), 0.3)
+    assert float(tokens) == pytest.approx(float(wanted) / 6, rel=1e-5)
+    with pytest.raises(ValueError, match="no classes"):
+        Regress().loss(torch.randn(3, 1), torch.randn(3), 0.1)
+
+
 def ranks(values: np.ndarray) -> np.ndarray:
     """Places from 1; equal values share the mean of theirs."""
     return np.array([(values < v).sum() + ((values == v).sum() + 1) / 2 for v in values])

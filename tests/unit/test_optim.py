@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nmflow.train.config import OptimConfig
-from nmflow.train.optim import build_optimizer, constant, cosine, learning_rate
+from nmflow.train.optim import build_optimizer, constant, cosine, inverse_sqrt, learning_rate
 
 # -- the learning rate -------------------------------------------------------------------------------------------
 
@@ -31,15 +31,23 @@ def test_cosine_by_hand():
 
 
 @given(total=st.integers(1, 400), part=st.floats(0, 1))
-def test_shape_of_both(total, part):
+def test_shape_of_all(total, part):
     warmup = int(part * total)
-    for schedule in (constant, cosine):
+    for schedule in (constant, cosine, inverse_sqrt):
         rates = [schedule(s, total, warmup) for s in range(total)]
         assert all(0 < rate <= 1 for rate in rates)
         assert all(b > a for a, b in pairwise(rates[: warmup + 1]))
         if warmup < total:
             assert rates[warmup] == 1.0
             assert all(b <= a for a, b in pairwise(rates[warmup:]))
+
+
+def test_inverse_sqrt_by_hand():
+    expected = [1 / 3, 2 / 3, 1.0, (3 / 4) ** 0.5, (3 / 5) ** 0.5, (3 / 6) ** 0.5]
+    assert [inverse_sqrt(s, 6, warmup_steps=2) for s in range(6)] == pytest.approx(expected)
+    assert inverse_sqrt(11, 50, warmup_steps=2) == 0.5                # four times the steps, half the rate
+    assert inverse_sqrt(11, 12, warmup_steps=2) == 0.5                # whatever the length of the run
+    assert [inverse_sqrt(s, 9) for s in (0, 3, 8)] == pytest.approx([1, 1 / 2, 1 / 3])
 
 
 def test_cosine_is_half_of_a_wave_around_one_half():
@@ -50,7 +58,7 @@ def test_cosine_is_half_of_a_wave_around_one_half():
 
 
 @pytest.mark.parametrize(("step", "total", "warmup"), [(-1, 5, 0), (5, 5, 0), (0, 0, 0), (0, 5, 6), (0, 5, -1)])
-@pytest.mark.parametrize("schedule", [constant, cosine])
+@pytest.mark.parametrize("schedule", [constant, cosine, inverse_sqrt])
 def test_steps_outside_of_the_run(schedule, step, total, warmup):
     with pytest.raises(ValueError, match=r"step"):
         schedule(step, total, warmup)

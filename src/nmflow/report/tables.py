@@ -50,7 +50,9 @@ def run_title(result: dict[str, Any]) -> str:
     """What a finished run was, in one line, from its result.json."""
     recipe = recipe_label(result["config"]["recipe"])
     what = recipe if result["compressed"] is None else f"{result['pattern']} by {recipe}"
-    return f"{result['model']} on {result['config']['data']['name']}, {what}, seed {result['seed']}"
+    library, colon, name = result["model"].rpartition(":")
+    model = library + colon + Path(name).name  # of a local folder its last part
+    return f"{model} on {result['data'].partition(':')[0]}, {what}, seed {result['seed']}"
 
 
 # -- one run -----------------------------------------------------------------------------------------------------

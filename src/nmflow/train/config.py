@@ -215,12 +215,14 @@ class OptimConfig(_Settings):
     """Decay of AdamW's first and second moment."""
     eps: Positive = 1e-8
     """AdamW's guard against division by zero."""
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "inverse-sqrt"] = "cosine"
     """The learning rate after warm-up."""
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Fraction of the steps over which the learning rate rises."""
     clip: Positive | None = 1.0
     """Largest gradient norm; none: no clipping."""
+    label_smoothing: BelowOne = 0.0
+    """Part of the target's probability that is spread evenly over all classes, in training alone."""
 
 
 class RunConfig(_Settings):

@@ -22,7 +22,7 @@ from nmflow.sparsifier import Sparsifier, SparsityReport
 from nmflow.train.checkpoint import Position, State
 from nmflow.train.config import TrainConfig
 from nmflow.train.data import Data, Inputs, Split, batch_indices, share, step_generator
-from nmflow.train.objectives import Outcomes, interleaved
+from nmflow.train.objectives import Outcomes, Regress, interleaved
 from nmflow.train.optim import build_optimizer, learning_rate
 from nmflow.train.recorder import Recorder
 from nmflow.train.stop import how_to_resume
@@ -83,6 +83,8 @@ def prepare(config: TrainConfig, data: Data) -> Training:
     Raises `ValueError` where they do not fit together (see `connect`, `share`, `build_model`, `Sparsifier`).
     """
     accelerator = connect(config.precision)
+    if config.optim.label_smoothing and isinstance(data.objective, Regress):
+        raise ValueError("optim.label_smoothing: a number has no classes to spread it over; set it to 0")
     share(config.batch, 0, accelerator.num_processes, 0, config.accumulate)
     torch.manual_seed(config.seed)
     model = build_model(config.model, data).to(accelerator.device)
@@ -162,7 +164,8 @@ def take_step(run: Training, step: int) -> tuple[Tensor, Tensor]:
         inputs, targets = on_device(run.data.train.batch(indices[part], generator), accelerator.device)
         is_last = micro == config.accumulate - 1
         with nullcontext() if is_last else accelerator.no_sync(run.model):
-            micro_loss = run.data.objective.loss(logits_of(run.model, inputs), targets) / config.accumulate
+            logits = logits_of(run.model, inputs)
+            micro_loss = run.data.objective.loss(logits, targets, config.optim.label_smoothing) / config.accumulate
             accelerator.backward(micro_loss)
         loss += micro_loss.detach()
     accelerator.unscale_gradients(run.optimizer)

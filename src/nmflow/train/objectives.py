@@ -26,8 +26,8 @@ class Objective(Protocol):
         """Names of `nmflow.report.measures`."""
         ...
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The scalar to train by: a mean over the batch."""
+    def loss(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+        """The scalar to train by: a mean over the batch. `smoothing`: part of each target spread over all classes."""
         ...
 
     def outcomes(self, logits: Tensor, targets: Tensor) -> Outcomes:
@@ -43,15 +43,15 @@ class Objective(Protocol):
 class Classify:
     """One of C classes an item: logits [B, C], targets int64 [B].
 
-        loss = mean of -log softmax(logits)[target], in float32
+        loss = mean of -Σ_c p_c·log softmax(logits)_c, in float32,    p = (1 - smoothing)·onehot(target) + smoothing / C
 
     Measures may be accuracy, top5, f1 (of class 1) and matthews; `score` is the mean of the others.
     """
 
     measures: tuple[str, ...] = ("accuracy",)
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), targets)
+    def loss(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+        return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
 
     def outcomes(self, logits: Tensor, targets: Tensor) -> Outcomes:
         found = {
@@ -85,7 +85,9 @@ class Regress:
 
     measures: tuple[str, ...] = ("score", "pearson", "spearman")
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+        if smoothing:
+            raise ValueError("a number has no classes to spread its target over")
         return F.mse_loss(logits.squeeze(-1).float(), targets)
 
     def outcomes(self, logits: Tensor, targets: Tensor) -> Outcomes:
@@ -115,8 +117,8 @@ class PredictTokens:
 
     measures: tuple[str, ...] = ("perplexity", "accuracy")
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())
+    def loss(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+        return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), label_smoothing=smoothing)
 
     def outcomes(self, logits: Tensor, targets: Tensor) -> Outcomes:
         loss_BT = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none").view_as(targets)

@@ -41,7 +41,21 @@ def cosine(step: int, total_steps: int, warmup_steps: int = 0) -> float:
     return (1.0 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps))) / 2
 
 
-SCHEDULES = {"constant": constant, "cosine": cosine}
+def inverse_sqrt(step: int, total_steps: int, warmup_steps: int = 0) -> float:
+    """Linear warm-up to 1, then a fall with the root of the step, whatever the length of the run.
+
+        f(s) = (s + 1) / (w + 1)   for s < w,      f(s) = √((w + 1) / (s + 1))   for w <= s < T
+
+    Symbols and errors as in `constant`. Source: Vaswani et al. 2017, section 5.3.
+
+    >>> [round(inverse_sqrt(s, 20, warmup_steps=3), 4) for s in (0, 2, 3, 4, 15)]
+    [0.25, 0.75, 1.0, 0.8944, 0.5]
+    """
+    rising = constant(step, total_steps, warmup_steps)
+    return rising if step < warmup_steps else math.sqrt((warmup_steps + 1) / (step + 1))
+
+
+SCHEDULES = {"constant": constant, "cosine": cosine, "inverse-sqrt": inverse_sqrt}
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
