@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shlex
@@ -24,6 +25,7 @@ from nmflow.schedules import recipe
 from nmflow.train import load_config, train
 from nmflow.train.config import TrainConfig
 from nmflow.train.data import load_data
+from nmflow.train.data.augment import mix
 from nmflow.train.data.order import batch_indices, step_generator
 from nmflow.train.loop import DivergedError, evaluate, prepare, take_step
 from nmflow.train.run import reproduce_command
@@ -119,6 +121,28 @@ def test_micro_batches_change_nothing(tmp_path, name):
         torch.testing.assert_close(four[tensor], one[tensor], rtol=1e-3, atol=2e-5)
     losses = [[line["loss"] for line in read_metrics(folder.metrics) if "loss" in line] for folder in runs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_mixup_and_smoothing_in_the_loop(tmp_path):
+    """A dense step of each micro-batch against targets as probabilities: blended, and spread over all classes."""
+    config = small(
+        recipe="dense", steps=3, accumulate=2, data={"name": "digits", "mixup": 0.4}, log_every=1,
+        optim={"lr": 0.01, "label_smoothing": 0.2, "clip": None},
+    )  # fmt: skip
+    data = load_data(config.data)
+    run = prepare(config, data)
+    for step in range(3):
+        model = copy.deepcopy(run.state.model)
+        loss, _ = take_step(run, step)
+        wanted = 0.0
+        for micro in range(2):
+            generator = step_generator(config.seed, step, micro * 8)
+            inputs, targets = data.train.batch(batch_indices(len(data.train), 16, config.seed, step)[micro * 8 :][:8])
+            mixed, order, part = mix(inputs, 0.4, generator)
+            one_hot = F.one_hot(targets, 10).double()
+            probability = 0.8 * (part * one_hot + (1 - part) * one_hot[order]) + 0.2 / 10
+            wanted -= float((probability * model(mixed).double().log_softmax(-1)).sum()) / 8 / 2
+        assert float(loss) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_a_step_is_a_function_of_seed_and_step():

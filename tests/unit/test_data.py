@@ -21,7 +21,7 @@ from PIL import Image
 
 from nmflow.train.config import DataConfig
 from nmflow.train.data import batch_indices, load_data, share, step_generator
-from nmflow.train.data.augment import flip, shift
+from nmflow.train.data.augment import flip, mix, shift
 from nmflow.train.data.jpeg_npz import read_jpeg_npz
 from nmflow.train.data.order import _permutation
 from nmflow.train.data.safe_pickle import read_array_pickle
@@ -574,6 +574,25 @@ def test_a_folder_with_a_fault_is_refused(tmp_path, counts, told):
     write_images(tmp_path, counts)
     with pytest.raises(ValueError, match=told):
         load(f"images:{tmp_path}")
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
+def test_mixup_blends_every_image_with_a_partner(alpha):
+    images = torch.randn(9, 3, 4, 5)
+    parts = []
+    for seed in range(300):
+        mixed, order, part = mix(images, alpha, torch.Generator().manual_seed(seed))
+        parts.append(part)
+        assert sorted(order.tolist()) == list(range(9))
+        for place, partner in enumerate(order.tolist()):
+            torch.testing.assert_close(mixed[place], images[partner] + part * (images[place] - images[partner]))
+        if seed == 7:
+            again = mix(images, alpha, torch.Generator().manual_seed(seed))
+            assert torch.equal(again[0], mixed)
+            assert again[2] == part
+    assert 0 <= min(parts) < max(parts) <= 1
+    assert np.mean(parts) == pytest.approx(0.5, abs=0.08)
+    assert np.var(parts) == pytest.approx(0.25 / (2 * alpha + 1), rel=0.25)      # that of Beta(α, α)
 
 
 # --------------------------------------------------------------------------------------------------- text

@@ -97,7 +97,7 @@ def _settings(transformers: Any, name: str, config: ModelConfig, data: Data) -> 
         given["num_labels"] = data.num_classes
         given["problem_type"] = "regression" if data.num_classes == 1 else "single_label_classification"
     elif config.pretrained is False:
-        given["vocab_size"] = data.num_classes
+        given |= {"vocab_size": data.num_classes, "bos_token_id": None, "eos_token_id": None}
     try:
         if config.pretrained is False and name in transformers.CONFIG_MAPPING:
             settings = transformers.AutoConfig.for_model(name, **given)

@@ -129,6 +129,7 @@ _DATA_USERS: dict[str, tuple[str, ...]] = {
     "path": ("cifar10", "images", "text", "glue"),
     "image_size": ("images",),
     "augment": ("digits", "cifar10", "images"),
+    "mixup": ("digits", "cifar10", "images"),
     "context": ("text", "glue"),
     "tokenizer": ("glue", "text"),
 }
@@ -145,6 +146,8 @@ class DataConfig(_Settings):
     """Images: edge in pixels that every image is brought to; none: the size of the first one."""
     augment: bool | None = None
     """Random shifts (and flips, but for digits) of training images; none: the data set's default."""
+    mixup: Positive | None = None
+    """Blend training images in pairs, with parts from Beta(mixup, mixup), and their targets likewise; none: no."""
     context: Annotated[int, Field(ge=2)] | None = None
     """Text: tokens in a window. GLUE: most tokens of an item. None: 128."""
     tokenizer: str | None = None

@@ -22,6 +22,7 @@ from nmflow.sparsifier import Sparsifier, SparsityReport
 from nmflow.train.checkpoint import Position, State
 from nmflow.train.config import TrainConfig
 from nmflow.train.data import Data, Inputs, Split, batch_indices, share, step_generator
+from nmflow.train.data.augment import mix
 from nmflow.train.objectives import Outcomes, Regress, interleaved
 from nmflow.train.optim import build_optimizer, learning_rate
 from nmflow.train.recorder import Recorder
@@ -161,11 +162,16 @@ def take_step(run: Training, step: int) -> tuple[Tensor, Tensor]:
     for micro in range(config.accumulate):
         part = share(config.batch, process, num_processes, micro, config.accumulate)
         generator = step_generator(config.seed, step, part.start)
-        inputs, targets = on_device(run.data.train.batch(indices[part], generator), accelerator.device)
+        batch, partners, kept = _blended(run.data.train.batch(indices[part], generator), config.data.mixup, generator)
+        inputs, targets = on_device(batch, accelerator.device)
         is_last = micro == config.accumulate - 1
         with nullcontext() if is_last else accelerator.no_sync(run.model):
-            logits = logits_of(run.model, inputs)
-            micro_loss = run.data.objective.loss(logits, targets, config.optim.label_smoothing) / config.accumulate
+            logits, smoothing = logits_of(run.model, inputs), config.optim.label_smoothing
+            micro_loss = run.data.objective.loss(logits, targets, smoothing)
+            if partners is not None:
+                others = run.data.objective.loss(logits, targets[partners.to(targets.device)], smoothing)
+                micro_loss = kept * micro_loss + (1 - kept) * others
+            micro_loss = micro_loss / config.accumulate
             accelerator.backward(micro_loss)
         loss += micro_loss.detach()
     accelerator.unscale_gradients(run.optimizer)
@@ -177,6 +183,17 @@ def take_step(run: Training, step: int) -> tuple[Tensor, Tensor]:
     run.optimizer.zero_grad()
     run.state.sparsifier.step(n=step + 1)
     return loss, grad_norm
+
+
+def _blended(
+    batch: tuple[Inputs, Tensor], alpha: float | None, generator: torch.Generator
+) -> tuple[tuple[Inputs, Tensor], Tensor | None, float]:
+    """A batch of images after mixup: (batch, places of the partners, part of the image itself); as it is without."""
+    inputs, targets = batch
+    if alpha is None or not isinstance(inputs, Tensor):
+        return batch, None, 1.0
+    mixed, partners, kept = mix(inputs, alpha, generator)
+    return (mixed, targets), partners, kept
 
 
 def calibrate(run: Training) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,3 +27,16 @@ def flip(images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
     """Every image mirrored left to right with probability 1/2."""
     mirrored = torch.randint(0, 2, (len(images_BCHW), 1, 1, 1), generator=generator, dtype=torch.bool)
     return torch.where(mirrored, images_BCHW.flip(-1), images_BCHW)
+
+
+def mix(images_BCHW: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
+    """Mixup: every image blended with another one of its batch; (blended images, the partners' places, part λ).
+
+        y[b] = λ·x[b] + (1 - λ)·x[π(b)],    λ ~ Beta(α, α),    π a random permutation
+
+    The loss is λ times that of an image's own target and 1 - λ times that of its partner's. Source: Zhang et al. 2018.
+    """
+    order_B = torch.randperm(len(images_BCHW), generator=generator)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    part = float(np.random.default_rng(seed).beta(alpha, alpha))
+    return part * images_BCHW + (1 - part) * images_BCHW[order_B], order_B, part
