@@ -82,3 +82,22 @@ def glue_folder(root: Path, task: str, train: int = 60, test: int = 21, packed: 
         else:
             (folder / f"{name}.tsv").write_text(text, encoding="utf-8")
     return folder
+
+
+def parallel_folder(folder: Path, layout: str, packed: bool) -> dict[str, list[tuple[str, str]]]:
+    """Sentences and the same with every word backwards, en-xx, as pairs or as a file a side; what was written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {}
+    for part, count in (("train", 80), ("valid", 12), ("test", 14)):
+        rng = random.Random(part)
+        lines = [sentence(rng) for _ in range(count)]
+        pairs = [(line, " ".join(word[::-1] for word in line.split())) for line in lines]
+        texts["val" if part == "valid" else part] = pairs
+        files = {f"{part}.en-xx.tsv": ["\t".join(pair) for pair in pairs]}
+        if layout == "sides":
+            columns = zip(*pairs, strict=True)
+            files = {f"{part}.{side}": list(column) for side, column in zip(("en", "xx"), columns, strict=True)}
+        for name, rows in files.items():
+            content = ("\n".join(rows) + "\n").encode()
+            (folder / f"{name}{'.gz' if packed else ''}").write_bytes(gzip.compress(content) if packed else content)
+    return texts

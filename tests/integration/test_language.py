@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import random
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from language import bert_folder, glue_folder, sentence
+from language import bert_folder, glue_folder, parallel_folder, sentence
 from safetensors.torch import load_file, save_file
 from small_runs import assert_same_bits, one_run
 
@@ -22,7 +23,7 @@ from nmflow.runtime import load_compressed, verify
 from nmflow.train import train
 from nmflow.train.config import ModelConfig, TrainConfig
 from nmflow.train.data import Data, load_data
-from nmflow.train.loop import prepare
+from nmflow.train.loop import prepare, take_step
 
 pytest.importorskip("transformers", reason="the encoder comes from transformers, which is an extra")
 
@@ -101,8 +102,6 @@ def test_a_run_goes_on_to_the_same_bits(tmp_path: Path, tasks: Path, bert: Path)
 
 
 def _failing_at(last: int) -> Any:
-    from nmflow.train.loop import take_step
-
     def step(training: Any, number: int) -> Any:
         if number == last:
             raise KeyboardInterrupt
@@ -238,3 +237,74 @@ def test_a_pretrained_network_reads_text_by_its_own_tokenizer(tmp_path: Path, be
     assert load_data(settings.data, settings.tokenizer()).unit == "tokens"
     fresh = TrainConfig(data=f"text:{book}", model={"name": f"transformers:{bert}", "pretrained": False})
     assert fresh.tokenizer() is None
+
+
+# -- translation -------------------------------------------------------------------------------------------------
+
+
+def pairs_config(folder: Path, **changes: Any) -> TrainConfig:
+    model = {"name": "transformers:marian", "pretrained": False, "width": 32, "depth": 1, "heads": 2, "dropout": 0.0}
+    return TrainConfig(
+        **{
+            "data": {"name": "translation", "path": str(folder), "vocabulary": 60, "context": 24}, "model": model,
+            "pattern": "1:8", "steps": 30, "batch": 16, "eval_every": 15, "checkpoint_every": 12, "baseline": False,
+            "optim": {"lr": 1e-2, "schedule": "inverse-sqrt", "label_smoothing": 0.1}, **changes,
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("sentencepiece", reason="vocabularies are made by sentencepiece, which is an extra")
+    folder = tmp_path_factory.mktemp("pairs")
+    parallel_folder(folder, "pairs", packed=False)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["marian", "t5"])
+def test_an_encoder_decoder_learns_to_translate(tmp_path: Path, pairs: Path, kind: str) -> None:
+    settings = pairs_config(pairs, model={**pairs_config(pairs).model.model_dump(), "name": f"transformers:{kind}"})
+    folder = run(settings, tmp_path / "run")
+    result = json.loads(folder.result.read_text())
+    losses = [line["val_loss"] for line in read_metrics(folder.metrics) if "val_loss" in line]
+    assert losses[-1] < 3.5 < torch.tensor(60.0).log()
+    assert list(result["test"]) == ["loss", "accuracy", "perplexity", "items"]
+    data = load_data(settings.data)
+    _, targets = data.test.batch(torch.arange(len(data.test)))
+    assert result["test"]["items"] == int((targets != -100).sum())
+    assert verify(folder.model).ok
+    assert (folder.path / "vocabulary.model").read_bytes() == data.files["vocabulary.model"]
+
+
+def test_words_count_alike_however_a_batch_is_cut_up(pairs: Path) -> None:
+    """Sentences differ in length: the gradient of a batch is that of all its words, in one piece or in eight."""
+    gradients = []
+    for accumulate in (1, 2, 8):
+        settings = pairs_config(pairs, accumulate=accumulate, optim={"lr": 1e-9, "clip": None}, recipe="dense")
+        training = prepare(settings, load_data(settings.data))
+        found: dict[str, torch.Tensor] = {}
+        for name, parameter in training.state.model.named_parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(functools.partial(_keep, found, name))
+        loss, _ = take_step(training, 0)
+        gradients.append((float(loss), found))
+    for loss, found in gradients[1:]:
+        assert loss == pytest.approx(gradients[0][0], rel=1e-5)
+        for name, gradient in found.items():
+            torch.testing.assert_close(gradient, gradients[0][1][name], rtol=1e-4, atol=1e-6)
+
+
+def _keep(found: dict[str, torch.Tensor], name: str, parameter: torch.Tensor) -> None:
+    assert parameter.grad is not None
+    found[name] = parameter.grad.clone()  # of the last micro-batch, which stands, the sum
+
+
+def test_another_vocabulary_is_noticed(tmp_path: Path, pairs: Path) -> None:
+    """A run goes on only with the tokens that it began with."""
+    settings = pairs_config(pairs, steps=12)
+    data = load_data(settings.data)
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    (folder.path / "vocabulary.model").write_bytes(b"another")
+    with pytest.raises(ValueError, match=r"vocabulary\.model: the data give another one now"):
+        one_run(settings, folder.path, data)

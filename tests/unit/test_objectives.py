@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nmflow.report.measures import MEASURES, measures_of
-from nmflow.train.objectives import Classify, PredictTokens, Regress, interleaved
+from nmflow.train.objectives import NOT_COUNTED, Classify, PredictTokens, Regress, interleaved, mean_loss
 
 
 def counts(predicted: list[int], target: list[int]) -> tuple[int, int, int, int]:
@@ -63,14 +63,33 @@ def test_the_loss_is_what_the_outcomes_hold() -> None:
         (PredictTokens(), torch.randn(3, 5, 7), torch.randint(7, (3, 5))),
     ]
     for objective, logits, target in cases:
-        mean = objective.outcomes(logits, target)["loss"].mean()
-        assert float(objective.loss(logits, target)) == pytest.approx(float(mean), rel=1e-6)
-        assert float(objective.loss(logits.bfloat16(), target)) == pytest.approx(float(mean), rel=0.05)
+        mean = mean_loss(objective.outcomes(logits, target))
+        assert float(objective.loss(logits, target)) == pytest.approx(mean, rel=1e-6)
+        assert float(objective.loss(logits.bfloat16(), target)) == pytest.approx(mean, rel=0.05)
         assert objective.loss(logits.bfloat16(), target).dtype is torch.float32
     log_probability = cases[2][1].double().log_softmax(-1)
     places = [-float(log_probability[b, t, cases[2][2][b, t]]) for b in range(3) for t in range(5)]
     figures = PredictTokens().figures(PredictTokens().outcomes(cases[2][1], cases[2][2]))
     assert figures["perplexity"] == pytest.approx(math.exp(sum(places) / 15), rel=1e-5)
+
+
+def test_padding_counts_for_nothing() -> None:
+    """Whatever the network says there; as if the sentences were judged one by one, each at its own length."""
+    torch.manual_seed(3)
+    logits, target, lengths = torch.randn(3, 6, 7), torch.randint(7, (3, 6)), (6, 2, 4)
+    for row, length in enumerate(lengths):
+        target[row, length:] = NOT_COUNTED
+    objective = PredictTokens(("accuracy", "perplexity"))
+    outcomes = objective.outcomes(logits, target)
+    whole = torch.cat([logits[row, :length] for row, length in enumerate(lengths)])
+    wanted = torch.cat([target[row, :length] for row, length in enumerate(lengths)])
+    loss = -float(whole.double().log_softmax(-1)[torch.arange(12), wanted].mean())
+    assert float(objective.loss(logits, target)) == pytest.approx(loss, rel=1e-5)
+    assert mean_loss(outcomes) == pytest.approx(loss, rel=1e-5)
+    assert outcomes["count"].tolist() == list(lengths)
+    figures = objective.figures(outcomes)
+    right = sum(int(row.argmax() == token) for row, token in zip(whole, wanted, strict=True))
+    assert figures == pytest.approx({"accuracy": right / 12, "perplexity": math.exp(loss)}, rel=1e-5)
 
 
 def test_smoothed_targets_by_their_definition() -> None:

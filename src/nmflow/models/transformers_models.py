@@ -12,10 +12,12 @@ from torch import nn
 
 from nmflow.train.config import ModelConfig
 from nmflow.train.data.splits import Data
+from nmflow.train.data.translation import END, PAD
 
 PREFIX = "transformers:"
 
-_HEADS = {"sentences": "AutoModelForSequenceClassification", "text": "AutoModelForCausalLM"}
+_HEADS = {"sentences": "AutoModelForSequenceClassification", "text": "AutoModelForCausalLM",
+          "translation": "AutoModelForSeq2SeqLM"}  # fmt: skip
 """The class of transformers that puts the right head on a network, by the kind of data."""
 
 _SIZES = {"width": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads"}
@@ -88,6 +90,13 @@ def _settings(transformers: Any, name: str, config: ModelConfig, data: Data) -> 
     """The configuration of transformers: the network's own, or a kind's standard one, with our sizes and classes."""
     given = {theirs: value for ours, theirs in _SIZES.items() if (value := getattr(config, ours)) is not None}
     refused = [ours for ours in ("patch", "mlp_ratio") if getattr(config, ours) is not None]
+    if data.kind == "translation":
+        if config.pretrained is not False:
+            raise ValueError(
+                f"model: the vocabulary of this translation is its own, the weights of {name} have another; begin "
+                "fresh: model.pretrained=false"
+            )
+        refused, given = ["patch"] if config.patch is not None else [], _pair_sizes(config, data)
     if config.pretrained is not False:
         refused += [ours for ours, theirs in _SIZES.items() if theirs in given]
     if refused:
@@ -96,7 +105,7 @@ def _settings(transformers: Any, name: str, config: ModelConfig, data: Data) -> 
     if data.kind == "sentences":
         given["num_labels"] = data.num_classes
         given["problem_type"] = "regression" if data.num_classes == 1 else "single_label_classification"
-    elif config.pretrained is False:
+    elif data.kind == "text" and config.pretrained is False:
         given |= {"vocab_size": data.num_classes, "bos_token_id": None, "eos_token_id": None}
     try:
         if config.pretrained is False and name in transformers.CONFIG_MAPPING:
@@ -113,6 +122,26 @@ def _settings(transformers: Any, name: str, config: ModelConfig, data: Data) -> 
             if hasattr(settings, key):
                 setattr(settings, key, config.dropout)
     return settings
+
+
+def _pair_sizes(config: ModelConfig, data: Data) -> dict[str, Any]:
+    """Our sizes as encoder-decoders name them (Marian's and BART's, and T5's), for both sides alike."""
+    ends = {"pad_token_id": PAD, "decoder_start_token_id": PAD, "eos_token_id": END, "forced_eos_token_id": None}
+    found: dict[str, Any] = {"vocab_size": data.num_classes, **ends}
+    if config.width is not None:
+        found["d_model"] = config.width
+        for key in ("encoder_ffn_dim", "decoder_ffn_dim", "d_ff"):
+            found[key] = round(config.width * (config.mlp_ratio or 4.0))
+        if config.heads is not None:
+            found["d_kv"] = config.width // config.heads
+    elif config.mlp_ratio is not None:
+        raise ValueError("model.mlp_ratio: give model.width as well")
+    if config.depth is not None:
+        found |= dict.fromkeys(("encoder_layers", "decoder_layers", "num_layers", "num_decoder_layers"), config.depth)
+    if config.heads is not None:
+        heads = ("encoder_attention_heads", "decoder_attention_heads", "num_heads")
+        found |= dict.fromkeys(heads, config.heads)
+    return {**found, "max_position_embeddings": data.sample_shape[0], "decoder_vocab_size": data.num_classes}
 
 
 def unreachable(name: str, error: Exception) -> str:

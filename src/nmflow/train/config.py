@@ -126,11 +126,13 @@ def _model_mapping(value: Any) -> Any:
 
 
 _DATA_USERS: dict[str, tuple[str, ...]] = {
-    "path": ("cifar10", "images", "text", "glue"),
+    "path": ("cifar10", "images", "text", "glue", "translation"),
     "image_size": ("images",),
     "augment": ("digits", "cifar10", "images"),
     "mixup": ("digits", "cifar10", "images"),
-    "context": ("text", "glue"),
+    "context": ("text", "glue", "translation"),
+    "languages": ("translation",),
+    "vocabulary": ("translation",),
     "tokenizer": ("glue", "text"),
 }
 
@@ -138,8 +140,8 @@ _DATA_USERS: dict[str, tuple[str, ...]] = {
 class DataConfig(_Settings):
     """Which data; as one string `name` or `name:path`."""
 
-    name: Literal["digits", "cifar10", "images", "text", "glue"] = "digits"
-    """digits (comes with scikit-learn), cifar10, images (a folder a class), text (a file or three) or glue (a task)."""
+    name: Literal["digits", "cifar10", "images", "text", "glue", "translation"] = "digits"
+    """digits (comes with scikit-learn), cifar10, images (a folder a class), text, glue (a task) or translation."""
     path: str | None = None
     """File or folder that holds the data; digits needs none. GLUE: a task's folder. Text: a file or a folder."""
     image_size: Count | None = None
@@ -149,7 +151,11 @@ class DataConfig(_Settings):
     mixup: Positive | None = None
     """Blend training images in pairs, with parts from Beta(mixup, mixup), and their targets likewise; none: no."""
     context: Annotated[int, Field(ge=2)] | None = None
-    """Text: tokens in a window. GLUE: most tokens of an item. None: 128."""
+    """Text: tokens in a window. GLUE, translation: most tokens of a sentence. None: 128."""
+    languages: Annotated[str, Field(pattern=r"^[a-z]{2,3}-[a-z]{2,3}$")] | None = None
+    """Translation: from which language to which, such as en-de; none: what the files' names say."""
+    vocabulary: Annotated[int, Field(ge=16)] | None = None
+    """Translation: tokens of the vocabulary that is trained on the train part; none: 8000."""
     tokenizer: str | None = None
     """GLUE, text: folder of a tokenizer; none: that of a pretrained model of transformers, or characters."""
 
@@ -232,7 +238,7 @@ class RunConfig(_Settings):
     """What a single run and a comparison have in common."""
 
     data: DataConfig = DataConfig()
-    """The data: digits, cifar10:PATH, images:PATH, text:PATH, glue:PATH, or a mapping."""
+    """The data: digits, cifar10:PATH, images:PATH, text:PATH, glue:PATH, translation:PATH, or a mapping."""
     model: ModelConfig = ModelConfig()
     """The network: vit-tiny, lm-tiny, timm:NAME, transformers:NAME, or a mapping."""
     optim: OptimConfig = OptimConfig()
@@ -271,7 +277,8 @@ class RunConfig(_Settings):
     def tokenizer(self) -> str | None:
         """Where the tokenizer of the run's text lies: named, or beside a model of transformers."""
         named, model = self.data.tokenizer, self.model.name
-        has_one = model.startswith("transformers:") and (self.data.name == "glue" or self.model.pretrained is not False)
+        takes_one = self.data.name == "glue" or (self.data.name == "text" and self.model.pretrained is not False)
+        has_one = model.startswith("transformers:") and takes_one
         return named or (model.removeprefix("transformers:") if has_one else None)
 
     def to_yaml(self) -> str:

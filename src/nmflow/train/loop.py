@@ -23,7 +23,7 @@ from nmflow.train.checkpoint import Position, State
 from nmflow.train.config import TrainConfig
 from nmflow.train.data import Data, Inputs, Split, batch_indices, share, step_generator
 from nmflow.train.data.augment import mix
-from nmflow.train.objectives import Outcomes, Regress, interleaved
+from nmflow.train.objectives import NOT_COUNTED, Outcomes, Regress, interleaved, mean_loss
 from nmflow.train.optim import build_optimizer, learning_rate
 from nmflow.train.recorder import Recorder
 from nmflow.train.stop import how_to_resume
@@ -159,19 +159,20 @@ def take_step(run: Training, step: int) -> tuple[Tensor, Tensor]:
     indices = batch_indices(len(run.data.train), config.batch, config.seed, step)
     run.model.train()
     loss = torch.zeros((), device=accelerator.device)
-    for micro in range(config.accumulate):
-        part = share(config.batch, process, num_processes, micro, config.accumulate)
-        generator = step_generator(config.seed, step, part.start)
-        batch, partners, kept = _blended(run.data.train.batch(indices[part], generator), config.data.mixup, generator)
-        inputs, targets = on_device(batch, accelerator.device)
+    rounds = config.accumulate
+    parts = [share(config.batch, process, num_processes, micro, rounds) for micro in range(rounds)]
+    batches = [_drawn(run, indices[part], step_generator(config.seed, step, part.start)) for part in parts]
+    weights = _weights(run, [batch.targets for batch in batches])
+    for micro, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
+        inputs, targets = on_device((batch.inputs, batch.targets), accelerator.device)
         is_last = micro == config.accumulate - 1
         with nullcontext() if is_last else accelerator.no_sync(run.model):
             logits, smoothing = logits_of(run.model, inputs), config.optim.label_smoothing
             micro_loss = run.data.objective.loss(logits, targets, smoothing)
-            if partners is not None:
-                others = run.data.objective.loss(logits, targets[partners.to(targets.device)], smoothing)
-                micro_loss = kept * micro_loss + (1 - kept) * others
-            micro_loss = micro_loss / config.accumulate
+            if batch.partners is not None:
+                others = run.data.objective.loss(logits, targets[batch.partners.to(targets.device)], smoothing)
+                micro_loss = batch.own * micro_loss + (1 - batch.own) * others
+            micro_loss = micro_loss * weight if isinstance(weight, float) else micro_loss / weight
             accelerator.backward(micro_loss)
         loss += micro_loss.detach()
     accelerator.unscale_gradients(run.optimizer)
@@ -185,15 +186,43 @@ def take_step(run: Training, step: int) -> tuple[Tensor, Tensor]:
     return loss, grad_norm
 
 
-def _blended(
-    batch: tuple[Inputs, Tensor], alpha: float | None, generator: torch.Generator
-) -> tuple[tuple[Inputs, Tensor], Tensor | None, float]:
-    """A batch of images after mixup: (batch, places of the partners, part of the image itself); as it is without."""
-    inputs, targets = batch
-    if alpha is None or not isinstance(inputs, Tensor):
-        return batch, None, 1.0
-    mixed, partners, kept = mix(inputs, alpha, generator)
-    return (mixed, targets), partners, kept
+@dataclass(frozen=True)
+class _Batch:
+    """One micro-batch; after mixup with the places of the partners, and the part of an image that is its own."""
+
+    inputs: Inputs
+    targets: Tensor
+    partners: Tensor | None = None
+    own: float = 1.0
+
+
+def _drawn(run: Training, indices: Tensor, generator: torch.Generator) -> _Batch:
+    inputs, targets = run.data.train.batch(indices, generator)
+    if run.config.data.mixup is None or not isinstance(inputs, Tensor):
+        return _Batch(inputs, targets)
+    mixed, partners, own = mix(inputs, run.config.data.mixup, generator)
+    return _Batch(mixed, targets, partners, own)
+
+
+def _weights(run: Training, targets: list[Tensor]) -> list[float | int]:
+    """What the mean loss of every micro-batch counts in the mean over the whole batch: a factor, or a whole divisor.
+
+    Sentences differ in length, so that a mean of means would favour the words of short batches. Where all batches
+    have as many targets, that is a division by their number.
+    """
+    accelerator, rounds = run.accelerator, len(targets)
+    counts = [int((each != NOT_COUNTED).sum()) for each in targets]
+    whole = sum(counts)
+    if accelerator.num_processes > 1:
+        spread = torch.tensor([whole, -min(counts), max(counts)], dtype=torch.float64, device=accelerator.device)
+        gathered = accelerator.gather(spread).view(-1, 3).cpu()
+        whole, lowest, highest = int(gathered[:, 0].sum()), -int(gathered[:, 1].max()), int(gathered[:, 2].max())
+    else:
+        lowest, highest = min(counts), max(counts)
+    if lowest == highest:
+        return [rounds] * rounds
+    # Gradients are averaged over processes, hence their number.
+    return [count * accelerator.num_processes / whole for count in counts]
 
 
 def calibrate(run: Training) -> None:
@@ -273,7 +302,7 @@ def evaluate(
     model.train(was_training)
     shares = gather_object([found]) if num_processes > 1 else [found]
     whole = interleaved(shares)
-    return Score(float(whole["loss"].double().mean()), data.objective.figures(whole), whole["loss"].numel())
+    return Score(mean_loss(whole), data.objective.figures(whole), int(whole["count"].sum()))
 
 
 def _sparsity(report: SparsityReport) -> dict[str, Any]:

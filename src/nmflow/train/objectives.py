@@ -15,7 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Outcomes = dict[str, Tensor]
-"""What is kept of every item of a split until all are there: tensors with one row an item."""
+"""What is kept of every item of a split until all are there, tensors [B]; among them `loss`, the sum over the places of
+an item that count, and `count`, how many those are (one, but for tokens)."""
+
+NOT_COUNTED = -100
+"""As a target: this place is padding."""
 
 
 class Objective(Protocol):
@@ -31,7 +35,7 @@ class Objective(Protocol):
         ...
 
     def outcomes(self, logits: Tensor, targets: Tensor) -> Outcomes:
-        """What `figures` needs of these items; `loss` among it."""
+        """What `figures` needs of these items."""
         ...
 
     def figures(self, outcomes: Mapping[str, Tensor]) -> dict[str, float]:
@@ -56,6 +60,7 @@ class Classify:
     def outcomes(self, logits: Tensor, targets: Tensor) -> Outcomes:
         found = {
             "loss": F.cross_entropy(logits.float(), targets, reduction="none"),
+            "count": torch.ones_like(targets),
             "predicted": logits.argmax(dim=-1),
             "target": targets,
         }
@@ -92,7 +97,8 @@ class Regress:
 
     def outcomes(self, logits: Tensor, targets: Tensor) -> Outcomes:
         predicted = logits.squeeze(-1).float()
-        return {"loss": (predicted - targets) ** 2, "predicted": predicted, "target": targets}
+        count = torch.ones_like(targets, dtype=torch.int64)
+        return {"loss": (predicted - targets) ** 2, "count": count, "predicted": predicted, "target": targets}
 
     def figures(self, outcomes: Mapping[str, Tensor]) -> dict[str, float]:
         from scipy import stats
@@ -110,23 +116,38 @@ class Regress:
 
 @dataclass(frozen=True)
 class PredictTokens:
-    """The next token at every place: logits [B, T, V], targets int64 [B, T].
+    """The next token at every place: logits [B, T, V], targets int64 [B, T], NOT_COUNTED where there is none.
 
-        loss = mean of -log softmax(logits)[target] over all places, in float32;      perplexity = exp(loss)
+        loss = mean of -log softmax(logits)[target] over all places that count, in float32;      perplexity = exp(loss)
     """
 
     measures: tuple[str, ...] = ("perplexity", "accuracy")
 
     def loss(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-        return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), label_smoothing=smoothing)
+        logits_NV, target_N = logits.flatten(0, -2).float(), targets.flatten()
+        return F.cross_entropy(logits_NV, target_N, label_smoothing=smoothing, ignore_index=NOT_COUNTED)
 
     def outcomes(self, logits: Tensor, targets: Tensor) -> Outcomes:
-        loss_BT = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none").view_as(targets)
-        return {"loss": loss_BT, "right": logits.argmax(dim=-1) == targets}
+        logits_NV, target_N = logits.flatten(0, -2).float(), targets.flatten()
+        loss_N = F.cross_entropy(logits_NV, target_N, reduction="none", ignore_index=NOT_COUNTED)
+        return {
+            "loss": loss_N.view_as(targets).double().sum(dim=1),
+            "count": (targets != NOT_COUNTED).sum(dim=1),
+            "right": (logits.argmax(dim=-1) == targets).sum(dim=1),
+        }
 
     def figures(self, outcomes: Mapping[str, Tensor]) -> dict[str, float]:
-        loss = _mean(outcomes["loss"])
-        return {"perplexity": math.exp(loss) if loss < 700 else math.inf, "accuracy": _mean(outcomes["right"])}
+        loss, count = mean_loss(outcomes), int(outcomes["count"].sum())
+        figures = {
+            "perplexity": math.exp(loss) if loss < 700 else math.inf,
+            "accuracy": int(outcomes["right"].sum()) / count,
+        }
+        return {name: figures[name] for name in self.measures}
+
+
+def mean_loss(outcomes: Mapping[str, Tensor]) -> float:
+    """The loss over all places that count."""
+    return float(outcomes["loss"].double().sum()) / int(outcomes["count"].sum())
 
 
 def _mean(values: Tensor) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 from nmflow.models import build_model
 from nmflow.report.folder import RunFolder, read_json
 from nmflow.runtime import compress_file, load_compressed, save_model, verify
+from nmflow.runtime.atomic import replacing
 from nmflow.targets import recorded, slots_to_json
 from nmflow.train.checkpoint import Position, load_checkpoint
 from nmflow.train.config import TrainConfig
@@ -49,6 +50,7 @@ def run_single(
             write_text(folder.config, config.to_yaml())
         if not folder.environment.exists():
             write_json(folder.environment, environment(run.accelerator))
+        _keep_files(folder, data)
     run.accelerator.wait_for_everyone()
     start = Position()
     if folder.checkpoint.exists():
@@ -64,6 +66,20 @@ def run_single(
         write_json(folder.result, {**figures, "dense": baseline})
     run.accelerator.wait_for_everyone()
     return read_json(folder.result)
+
+
+def _keep_files(folder: RunFolder, data: Data) -> None:
+    """What belongs to the data (a vocabulary) lies beside the model. Raises `ValueError` where another lies there."""
+    for name, content in data.files.items():
+        path = folder.path / name
+        if not path.exists():
+            with replacing(path) as partial:
+                partial.write_bytes(content)
+        elif path.read_bytes() != content:
+            raise ValueError(
+                f"{path}: the data give another one now; they, or the library that makes it, have changed since the "
+                "run began"
+            )
 
 
 def _described(run: Training) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from nmflow.train.data.images import load_images
 from nmflow.train.data.order import batch_indices, share, step_generator
 from nmflow.train.data.splits import Data, Inputs, Split
 from nmflow.train.data.text import load_text
+from nmflow.train.data.translation import load_translation
 
 __all__ = ["LOADERS", "Data", "Inputs", "Split", "batch_indices", "load_data", "share", "step_generator"]
 
@@ -21,6 +22,7 @@ LOADERS: dict[str, Callable[[DataConfig, str | None], Data]] = {
     "images": lambda config, _: load_images(config),
     "text": load_text,
     "glue": load_glue,
+    "translation": load_translation,
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from nmflow.train.data.augment import flip, shift
 from nmflow.train.objectives import Objective
 
-Kind = Literal["images", "text", "sentences"]
+Kind = Literal["images", "text", "sentences", "translation"]
 """What an item is, and so which networks take it."""
 
 Inputs = Tensor | Mapping[str, Tensor]
@@ -48,6 +48,8 @@ class Data:
     """What `num_classes` counts."""
     notes: tuple[str, ...] = ()
     """What a reader of results should know, such as a split that is ours."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """What a run keeps in its folder, such as a vocabulary, by file name."""
 
     def describe(self) -> str:
         """One line: sizes, splits, notes."""
