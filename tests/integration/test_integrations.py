@@ -191,7 +191,8 @@ def test_trainer_gives_the_weights_of_a_plain_loop(tmp_path, accumulate, max_nor
     expected = plain_loop(bert(), BERT, trainer.data_collator.batches, accumulate, max_norm)
     assert_same(trainer.model, expected)
     assert nmflow.verify(trainer.model).ok
-    assert callback.report.finalized and not callback.report.early
+    assert callback.report.finalized
+    assert not callback.report.early
     assert classes(trainer.model) == classes(bert())
 
 
@@ -517,7 +518,8 @@ def test_training_twice(tmp_path):
     second = sparsify(trainer, BERT, "ste")
     assert first not in trainer.callback_handler.callbacks
     trainer.train()
-    assert second.report is not None and bert_weights_are_sparse(trainer.model.state_dict())
+    assert second.report is not None
+    assert bert_weights_are_sparse(trainer.model.state_dict())
     second.leave()
     assert "train" not in vars(trainer)
     assert second not in trainer.callback_handler.callbacks
@@ -533,3 +535,243 @@ def test_a_trainer_that_makes_its_model_anew_trains_as_often_as_asked(tmp_path):
     trainer.train()
     assert callback.report.step == STEPS
     assert_same(trainer.model, first, tolerance=0.0)
+
+
+# ---------------------------------------------------------------------------------------------- Lightning
+NET = {"net.0.weight": "1:8", "net.2.weight": "2:8"}
+
+
+def vectors() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    draw = torch.Generator().manual_seed(2)
+    return [
+        (torch.randn(4, 16, generator=draw), torch.randint(0, 3, (4,), generator=draw)) for _ in range(STEPS * 3)
+    ]
+
+
+def lightning_module(dropout: float = 0.0, optimizers: int = 1, manual: bool = False, by_step: bool = False):
+    """`by_step`: batch and random state follow from the step, since Lightning's checkpoints keep neither."""
+    from nmflow.integrations.lightning import _package
+
+    class Module(_package().LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = nn.Sequential(
+                nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16), nn.Dropout(dropout), nn.GELU(), nn.Linear(16, 3)
+            )
+            self.automatic_optimization = not manual
+            self.validated: list[tuple[dict[str, torch.Tensor], torch.Tensor]] = []
+
+        def training_step(self, batch, index):
+            return self.loss(vectors()[self.global_step] if by_step else batch)
+
+        def validation_step(self, batch, index):
+            self.validated.append((copy.deepcopy(self.state_dict()), self.loss(batch)))
+
+        def loss(self, batch):
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            made = [
+                torch.optim.AdamW(self.parameters(), lr=1e-2, weight_decay=0.0, eps=EPSILON) for _ in range(optimizers)
+            ]
+            return made[0] if optimizers == 1 else made
+
+        def on_train_batch_start(self, batch, index):
+            torch.manual_seed(self.global_step)
+
+    return Module()
+
+
+def lightning_trainer(folder: Path, *callbacks, **changes):
+    from nmflow.integrations.lightning import _package
+
+    settings = {
+        "accelerator": "cpu", "devices": 1, "max_epochs": 1, "logger": False, "enable_progress_bar": False,
+        "enable_model_summary": False, "default_root_dir": folder, "callbacks": list(callbacks),
+        "enable_checkpointing": False, "limit_val_batches": 0, **changes,
+    }  # fmt: skip
+    return _package().Trainer(**settings)
+
+
+def loader(batches):
+    return torch.utils.data.DataLoader(batches, batch_size=None, shuffle=False)
+
+
+@needs_lightning
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("max_norm", [0.0, 0.1])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_lightning_gives_the_weights_of_a_plain_loop(tmp_path, accumulate, max_norm, scaled):
+    """`scaled`: with fp16's loss scaler on a CPU and the casting left out, which may change nothing."""
+    from nmflow.integrations.lightning import SparsityCallback, _package
+
+    batches = vectors()[: STEPS * accumulate]
+    changes = {}
+    if scaled:
+        precision = importlib.import_module(f"{_package().__name__}.plugins.precision").MixedPrecision
+
+        class OnlyScaled(precision):
+            def autocast_context_manager(self):
+                return torch.autocast("cpu", enabled=False)
+
+        changes["plugins"] = [OnlyScaled("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))]
+    callback = SparsityCallback(NET, STRONG)
+    trainer = lightning_trainer(
+        tmp_path, callback, accumulate_grad_batches=accumulate, gradient_clip_val=max_norm, **changes
+    )
+    module = lightning_module()
+    trainer.fit(module, loader(batches))
+    expected = plain_loop(lightning_module(), NET, batches, accumulate, max_norm, loss_of=lambda m, b: m.loss(b))
+    assert_same(module, expected)
+    assert callback.report.step == callback.report.total_steps == STEPS
+    assert nmflow.verify(module).ok
+    assert zero_count_is_right(module.net[0].weight, 1)
+    assert zero_count_is_right(module.net[2].weight, 2)
+
+
+@needs_lightning
+@pytest.mark.filterwarnings("ignore")
+def test_the_comparison_with_lightning_can_fail(tmp_path):
+    from nmflow.integrations.lightning import SparsityCallback
+
+    class TooLate(SparsityCallback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            nn.utils.clip_grad_norm_(pl_module.parameters(), 0.1)
+            super().on_before_optimizer_step(trainer, pl_module, optimizer)
+
+    module, batches = lightning_module(), vectors()[:STEPS]
+    lightning_trainer(tmp_path, TooLate(NET, STRONG)).fit(module, loader(batches))
+    expected = plain_loop(lightning_module(), NET, batches, 1, 0.1, loss_of=lambda m, b: m.loss(b))
+    with pytest.raises(AssertionError):
+        assert_same(module, expected, tolerance=1e-3)
+
+
+def fit_lightning(folder, mask_every=1, recipe="mdgf-exponential", dies=0, resume=None, max_steps=7):
+    from nmflow.integrations.lightning import SparsityCallback, _package
+
+    class Dies(_package().Callback):
+        def on_train_batch_end(self, trainer, *args):
+            if trainer.global_step == dies:
+                raise PowerCutError
+
+    checkpoints = importlib.import_module(f"{_package().__name__}.callbacks").ModelCheckpoint
+    keep = checkpoints(dirpath=folder, every_n_train_steps=3, save_top_k=-1, filename="{step}")
+    callback = SparsityCallback(NET, recipe, mask_every=mask_every)
+    trainer = lightning_trainer(folder, callback, Dies(), keep, enable_checkpointing=True, max_steps=max_steps,
+                                max_epochs=3)  # fmt: skip
+    module = lightning_module(dropout=0.2, by_step=True)
+    trainer.fit(module, loader(vectors()), ckpt_path=resume)
+    return module, callback, trainer
+
+
+@needs_lightning
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("recipe", "mask_every"), [("mdgf-exponential", 2), (STRONG, 1), ("idp", 1)], ids=str)
+def test_a_killed_lightning_run_goes_on_to_the_same_bits(tmp_path, recipe, mask_every):
+    whole, _, _ = fit_lightning(tmp_path / "whole", mask_every, recipe)
+    with pytest.raises(PowerCutError):
+        fit_lightning(tmp_path / "cut", mask_every, recipe, dies=5)
+    again, callback, _ = fit_lightning(tmp_path / "cut", mask_every, recipe, resume=tmp_path / "cut" / "step=3.ckpt")
+    assert_same(again, whole, tolerance=0.0)
+    assert callback.report.step == 7
+
+
+@needs_lightning
+@pytest.mark.filterwarnings("ignore")
+def test_resuming_lightning_where_nothing_is_left_to_train_ends_sparse(tmp_path):
+    whole, _, _ = fit_lightning(tmp_path, max_steps=6)
+    again, callback, _ = fit_lightning(tmp_path, max_steps=6, resume=tmp_path / "step=6.ckpt")
+    assert_same(again, whole, tolerance=0.0)
+    assert callback.report.step == 6
+
+
+@needs_lightning
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_refuses_checkpoints_that_do_not_fit(tmp_path):
+    _, _, trainer = fit_lightning(tmp_path, max_steps=6)
+    with pytest.raises(ValueError, match="trained to N:M already"):
+        trainer.fit(trainer.lightning_module, loader(vectors()))
+    trainer.save_checkpoint(tmp_path / "finished.ckpt")
+    with pytest.raises(ValueError, match="total_steps: the state has 6, this run 9"):
+        fit_lightning(tmp_path, max_steps=9, resume=tmp_path / "step=3.ckpt")
+    with pytest.raises(ValueError, match="written after the weights were cut"):
+        fit_lightning(tmp_path, max_steps=9, resume=tmp_path / "finished.ckpt")
+    module = lightning_module(dropout=0.2)
+    dense = lightning_trainer(tmp_path, max_steps=3)
+    dense.fit(module, loader(vectors()))
+    dense.save_checkpoint(tmp_path / "dense.ckpt")
+    with pytest.raises(ValueError, match=r"dense.ckpt: holds no state of this callback"):
+        fit_lightning(tmp_path, max_steps=6, resume=tmp_path / "dense.ckpt")
+
+
+@needs_lightning
+@pytest.mark.filterwarnings("ignore")
+def test_validation_in_lightning_sees_the_sparse_weights(tmp_path):
+    from nmflow.integrations.lightning import SparsityCallback
+
+    module = lightning_module()
+    trainer = lightning_trainer(
+        tmp_path, SparsityCallback(NET, "sr-ste"), limit_val_batches=1, val_check_interval=5, num_sanity_val_steps=1
+    )
+    trainer.fit(module, loader(vectors()), loader(vectors()[:1]))
+    assert len(module.validated) == 4  # the first before any training
+    for state, loss in module.validated:
+        pruned, dense = lightning_module(), lightning_module()
+        dense.load_state_dict(state)
+        pruned.load_state_dict(state)
+        with torch.no_grad():
+            for layer, n in ((pruned.net[0], 1), (pruned.net[2], 2)):
+                for row in layer.weight:
+                    for start in range(0, len(row), 8):
+                        block = row[start : start + 8]
+                        block[sorted(range(8), key=lambda place: -abs(block[place].item()))[n:]] = 0.0
+            assert float(pruned.eval().loss(vectors()[0])) == pytest.approx(float(loss), abs=1e-6)
+            assert float(dense.eval().loss(vectors()[0])) != pytest.approx(float(loss), abs=1e-4)
+
+
+@needs_lightning
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("module", "changes", "recipe", "message"),
+    [
+        ({"optimizers": 2, "manual": True}, {}, "ste", r"(?s)manual optimization.*2 optimizers"),
+        ({}, {"max_epochs": -1}, "ste", "the trainer expects inf optimizer steps"),
+        ({}, {"averages": True}, "ste", "StochasticWeightAveraging: would put an average"),
+        ({}, {"schedules": True}, "ste", "GradientAccumulationScheduler"),
+        ({}, {"strategy_name": "FSDPStrategy"}, "ste", "FSDPStrategy: shards"),
+        ({}, {}, "snip", 'recipe "snip": scores weights'),
+    ],
+)
+def test_what_lightning_cannot_carry_is_refused_and_nothing_changed(tmp_path, module, changes, recipe, message):
+    from nmflow.integrations.lightning import SparsityCallback, _package
+
+    changes, callbacks = dict(changes), importlib.import_module(f"{_package().__name__}.callbacks")
+    others = []
+    if changes.pop("averages", False):
+        others.append(callbacks.StochasticWeightAveraging(1e-2))
+    if changes.pop("schedules", False):
+        others.append(callbacks.GradientAccumulationScheduler({0: 1, 1: 2}))
+    name = changes.pop("strategy_name", None)
+    trainer = lightning_trainer(tmp_path, SparsityCallback(NET, recipe), *others, **changes)
+    if name:
+        trainer.strategy.__class__ = type(name, (type(trainer.strategy),), {})
+    made = lightning_module(**module)
+    names = classes(made)
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(made, loader(vectors()))
+    assert classes(made) == names
+
+
+@needs_lightning
+def test_the_callback_is_lightnings_own_and_can_be_pickled():
+    import pickle
+
+    from nmflow.integrations import lightning
+
+    callback = lightning.SparsityCallback(NET, STRONG)
+    assert isinstance(callback, lightning._package().Callback)
+    assert type(pickle.loads(pickle.dumps(callback))) is lightning.SparsityCallback
+    with pytest.raises(AttributeError, match="no attribute 'Sparsity'"):
+        lightning.Sparsity  # noqa: B018  wrong on purpose
