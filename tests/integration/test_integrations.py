@@ -196,6 +196,14 @@ def test_trainer_gives_the_weights_of_a_plain_loop(tmp_path, accumulate, max_nor
     assert classes(trainer.model) == classes(bert())
 
 
+def test_the_recipe_follows_optimizer_steps_not_batches(tmp_path):
+    trainer = trainer_of(tmp_path, gradient_accumulation_steps=3)
+    sparsify(trainer, BERT, "mdgf-linear", mask_every=2)
+    trainer.train()
+    batches = trainer.data_collator.batches
+    assert_same(trainer.model, plain_loop(bert(), BERT, batches, 3, 0.1, "mdgf-linear", mask_every=2))
+
+
 @pytest.mark.parametrize(("accumulate", "max_norm"), [(1, 0.1), (3, 0.0)])
 def test_seq2seq_trainer_gives_the_weights_of_a_plain_loop(tmp_path, accumulate, max_norm):
     trainer = averaging(transformers.Seq2SeqTrainer(
@@ -629,6 +637,18 @@ def test_lightning_gives_the_weights_of_a_plain_loop(tmp_path, accumulate, max_n
     assert nmflow.verify(module).ok
     assert zero_count_is_right(module.net[0].weight, 1)
     assert zero_count_is_right(module.net[2].weight, 2)
+
+
+@needs_lightning
+@pytest.mark.filterwarnings("ignore")
+def test_the_recipe_follows_lightnings_optimizer_steps_not_batches(tmp_path):
+    from nmflow.integrations.lightning import SparsityCallback
+
+    module, batches = lightning_module(), vectors()
+    callback = SparsityCallback(NET, "mdgf-linear", mask_every=2)
+    lightning_trainer(tmp_path, callback, accumulate_grad_batches=3).fit(module, loader(batches))
+    expected = plain_loop(lightning_module(), NET, batches, 3, 0.0, "mdgf-linear", 2, loss_of=lambda m, b: m.loss(b))
+    assert_same(module, expected)
 
 
 @needs_lightning

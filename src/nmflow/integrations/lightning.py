@@ -36,7 +36,7 @@ def __getattr__(name: str) -> Any:
 def _package() -> Any:
     """The Lightning that the program has imported, else one that is installed."""
     for package in _PACKAGES:
-        if package in sys.modules:
+        if sys.modules.get(package) is not None:
             return sys.modules[package]
     for package in _PACKAGES:
         try:
