@@ -6,7 +6,9 @@ The plain loops here know torch and `nmflow.Sparsifier` only; what a pruned copy
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -795,3 +797,73 @@ def test_the_callback_is_lightnings_own_and_can_be_pickled():
     assert type(pickle.loads(pickle.dumps(callback))) is lightning.SparsityCallback
     with pytest.raises(AttributeError, match="no attribute 'Sparsity'"):
         lightning.Sparsity  # noqa: B018  wrong on purpose
+
+
+# ------------------------------------------------------------------------------------------- docs/trainers.md
+def snippets() -> list[str]:
+    page = (Path(__file__).parents[2] / "docs" / "trainers.md").read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+
+
+def test_the_snippets_for_hugging_face_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer, seq2seq = snippets()[:2]
+    made = {"train": sentences(), "test": sentences(8), "nmflow": nmflow}
+    exec(trainer.replace("1:16", "1:8"), {
+        **made, "Trainer": functools.partial(transformers.Trainer, data_collator=Collator()),
+        "model": bert(), "args": arguments(tmp_path),
+    })  # fmt: skip
+    assert bert_weights_are_sparse(load_file(tmp_path / "final" / "model.safetensors"))  # 1:4 is 2:8 as well
+    exec(seq2seq, {
+        **made, "train": sentences(labels=(5,)),
+        "Seq2SeqTrainer": functools.partial(transformers.Seq2SeqTrainer, data_collator=Collator()),
+        "t5": t5(), "seq2seq_args": arguments(tmp_path, seq2seq=True),
+    })  # fmt: skip
+    loaded = transformers.T5ForConditionalGeneration.from_pretrained("final")
+    assert nmflow.verify(loaded, {"ff": "1:8", "qkv": "1:4"}).ok
+
+
+@needs_lightning
+@pytest.mark.filterwarnings("ignore")
+def test_the_snippet_for_lightning_runs(tmp_path):
+    from nmflow.integrations.lightning import _package
+
+    class Encoder(_package().LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+
+        def training_step(self, batch, index):
+            return self.model(batch).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters())
+
+    module = Encoder()
+    code = snippets()[2].replace("10_000", "5").replace("final.ckpt", str(tmp_path / "final.ckpt"))
+    exec(code, {
+        "Trainer": lambda callbacks, **settings: lightning_trainer(tmp_path, *callbacks, **settings), "module": module,
+        "loader": loader([torch.randn(2, 3, 16) for _ in range(5)]),
+    })  # fmt: skip
+    saved = torch.load(tmp_path / "final.ckpt", weights_only=True)["state_dict"]["model.linear1.weight"]
+    assert torch.equal(saved, module.model.linear1.weight)
+    assert int((saved != 0).sum()) == 32  # 32 rows of one block of 16
+
+
+def test_the_snippets_for_torch_and_accelerate_agree():
+    results = []
+    for code in snippets()[3:5]:
+        model = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            nn.init.uniform_(parameter)
+        draw = torch.Generator().manual_seed(3)
+        batches = [torch.randn(2, 3, 16, generator=draw) for _ in range(4)]
+        exec(code, {
+            "nmflow": nmflow, "torch": torch, "model": model, "steps": 4, "batches": batches, "loader": batches,
+            "optimizer": torch.optim.AdamW(model.parameters()), "accelerator": Accelerator(cpu=True),
+            "loss": lambda model, batch: model(batch).square().mean(),
+        })  # fmt: skip
+        assert nmflow.verify(model).ok
+        results.append(model)
+    assert_same(*results, tolerance=0.0)
