@@ -283,18 +283,26 @@ def test_the_term_is_added_where_a_release_neither_clips_nor_unscales(tmp_path):
 
 
 def test_a_trainer_that_clips_behind_our_back_is_stopped(tmp_path):
-    class Own(transformers.Trainer):
-        def _clip_grad_norm(self, model):
-            return nn.utils.clip_grad_norm_(model.parameters(), self.args.max_grad_norm)
+    def own(folder):
+        trainer = trainer_of(folder)
+        trainer.accelerator.clip_grad_norm_ = nn.utils.clip_grad_norm_
+        return trainer
 
-    trainer = trainer_of(tmp_path, kind=Own)
+    trainer = own(tmp_path)
     sparsify(trainer, BERT, STRONG)
     with pytest.raises(RuntimeError, match="clipped before SR-STE's term"):
         trainer.train()
-    trainer = trainer_of(tmp_path, kind=Own)
+    trainer = own(tmp_path)
     sparsify(trainer, BERT, "mdgf-exponential")  # has no such term, so nothing can come too late
     trainer.train()
     assert nmflow.verify(trainer.model).ok
+
+
+def test_a_model_that_came_compiled_is_made_sparse_inside(tmp_path):
+    trainer = trainer_of(tmp_path, torch.compile(bert(), backend="eager"), remove_unused_columns=False)
+    callback = sparsify(trainer, {"bert.encoder.layer.0.output.dense.weight": "1:8"}, STRONG)
+    trainer.train()
+    assert callback.report.density == 0.125
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])

@@ -229,7 +229,7 @@ def _callback_class() -> type[SparsityCallback]:
 
 def _plain(trainer: Any) -> nn.Module:
     """The model itself, whatever trainer and accelerate have put around it."""
-    model: nn.Module = trainer.accelerator.unwrap_model(trainer.model)
+    model: nn.Module = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     return model
 
 
