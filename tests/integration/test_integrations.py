@@ -305,9 +305,8 @@ def test_a_model_that_came_compiled_is_made_sparse_inside(tmp_path):
     assert callback.report.density == 0.125
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiled_training_gives_the_same_weights(tmp_path, backend):
-    trainer = trainer_of(tmp_path, torch_compile=True, torch_compile_backend=backend, eval_strategy="steps",
+def test_compiled_training_gives_the_same_weights(tmp_path):
+    trainer = trainer_of(tmp_path, torch_compile=True, torch_compile_backend="aot_eager", eval_strategy="steps",
                          eval_steps=2)  # fmt: skip
     sparsify(trainer, BERT, STRONG)
     trainer.train()
@@ -331,7 +330,7 @@ def run(folder, callbacks=(), resume=None, recipe="mdgf-exponential", mask_every
 
 @pytest.mark.parametrize(
     ("recipe", "mask_every", "accumulate"),
-    [("mdgf-exponential", 1, 1), ("mdgf-exponential", 2, 1), (STRONG, 2, 3), ("idp", 1, 1)],
+    [("mdgf-exponential", 2, 1), (STRONG, 1, 3), ("idp", 1, 1)],
     ids=str,
 )
 def test_a_killed_trainer_goes_on_to_the_same_bits(tmp_path, recipe, mask_every, accumulate):

@@ -62,9 +62,7 @@ def sparsify(
 class SparsityCallback:
     """The sparse run inside a trainer's; made by `sparsify`, which joins it with `transformers.TrainerCallback`."""
 
-    def __init__(
-        self, trainer: Any, targets: Targets, recipe: Recipe, remainder: Remainder, mask_every: int
-    ) -> None:
+    def __init__(self, trainer: Any, targets: Targets, recipe: Recipe, remainder: Remainder, mask_every: int) -> None:
         self.sparsifier: Sparsifier | None = None
         """The one of the run, from its beginning on."""
         self.report: SparsityReport | None = None
@@ -79,9 +77,7 @@ class SparsityCallback:
         train, restore = trainer.train, _restoring(trainer, "train")
 
         @functools.wraps(train)
-        def checked_train(
-            resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
-        ) -> Any:
+        def checked_train(resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
             self._checkpoint = self._checked(resume_from_checkpoint)
             try:
                 return train(resume_from_checkpoint, *args, **kwargs)
