@@ -19,7 +19,7 @@ import nmflow
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "nmflow"
-OPTIONAL = {"timm", "transformers", "tensorboard", "torchvision", "triton"}
+OPTIONAL = {"timm", "transformers", "lightning", "pytorch_lightning", "tensorboard", "torchvision", "triton"}
 FACES = {"__init__", "__main__", "_version"}                      # know every floor by name, decide nothing
 FILES = sorted(path.relative_to(SOURCE) for path in SOURCE.rglob("*.py"))
 
@@ -104,6 +104,7 @@ def test_the_table_of_floors_is_read() -> None:
     assert HEIGHT["pattern"] < HEIGHT["ops"] < HEIGHT["attach"] < HEIGHT["runtime"]
     assert HEIGHT["runtime"] < HEIGHT["report"] < HEIGHT["train"] < HEIGHT["experiments"] < HEIGHT["cli"]
     assert HEIGHT["targets"] == HEIGHT["sparsifier"]
+    assert HEIGHT["integrations"] == HEIGHT["train"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
