@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from nmflow.train.config import DataConfig
+from nmflow.train.data.lines import lines_of
 from nmflow.train.data.sentences import SentenceSplit, Tokenizer, encode, load_tokenizer
 from nmflow.train.data.splits import Data, missing
 from nmflow.train.objectives import Classify, Objective, Regress
@@ -123,7 +121,7 @@ Row = tuple[tuple[str, ...], str]
 
 def _read(path: Path, task: Task) -> tuple[list[Row], tuple[str, ...]]:
     """The items of a file, and a note on lines that were left out. Quotes mean nothing in these files."""
-    lines = _lines(path)
+    lines = (line.split("\t") for line in lines_of(path))
     head = task.columns or tuple(next(lines, ()))
     wanted = (*task.sentences, task.label)
     absent = [name for name in wanted if name not in head]
@@ -144,15 +142,6 @@ def _read(path: Path, task: Task) -> tuple[list[Row], tuple[str, ...]]:
         allowed = f" and a label of {', '.join(task.labels)}" if task.labels else ""
         raise ValueError(f"{path}: {what} lack{'' if broken else 's'} {len(head)} columns{allowed}")
     return rows, (f"{path.name}: {len(broken)} broken lines left out",) if broken else ()
-
-
-def _lines(path: Path) -> Iterator[list[str]]:
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for line in io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n"):
-                yield line.rstrip("\r\n").split("\t")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
 
 
 def _split(rows: list[Row], task: Task, tokenizer: Tokenizer, context: int) -> SentenceSplit:

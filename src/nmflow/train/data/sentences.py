@@ -30,15 +30,19 @@ class SentenceSplit:
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """Inputs [B, T] by name, T the longest of these items, and targets [B]. Nothing is augmented."""
-        begins, ends = self.starts[indices], self.starts[indices + 1]
-        places = torch.arange(int((ends - begins).max()))
-        inside = places < (ends - begins).unsqueeze(1)
-        at = (begins.unsqueeze(1) + places).clamp(max=len(self.columns["input_ids"]) - 1)
+        at, inside = places_of(self.starts, indices)
         inputs = {
             name: torch.where(inside, column[at].long(), self.padding.get(name, 0))
             for name, column in self.columns.items()
         }
         return {**inputs, "attention_mask": inside.long()}, self.targets[indices]
+
+
+def places_of(starts: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the tokens of items lie, side by side: (places [B, T], which of them are the item's own), T the longest."""
+    begins, ends = starts[indices], starts[indices + 1]
+    steps = torch.arange(int((ends - begins).max()))
+    return (begins.unsqueeze(1) + steps).clamp(max=int(starts[-1]) - 1), steps < (ends - begins).unsqueeze(1)
 
 
 def load_tokenizer(source: str | None, who: str) -> Tokenizer:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nmflow.train.config import DataConfig
+from nmflow.train.data.lines import PARTS
 from nmflow.train.data.sentences import load_tokenizer
 from nmflow.train.data.splits import Data, missing
 from nmflow.train.objectives import PredictTokens
@@ -22,8 +23,6 @@ MAX_BYTES = 1 << 29
 """The largest text that is read, unpacked."""
 UNKNOWN = 0
 """Token of a character that the train part does not have."""
-PARTS = {"train": r"train", "val": r"valid|val|dev", "test": r"test"}
-"""How the files of a folder are told apart: by a word of their names."""
 
 
 def load_text(config: DataConfig, tokenizer: str | None = None) -> Data:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,8 @@ import torch
 from torch import Tensor
 
 from nmflow.train.config import DataConfig
+from nmflow.train.data.lines import PARTS, lines_of
+from nmflow.train.data.sentences import places_of
 from nmflow.train.data.splits import Data, missing
 from nmflow.train.objectives import NOT_COUNTED, PredictTokens
 
@@ -21,7 +21,6 @@ PAD, UNKNOWN, END = 0, 1, 2
 """Tokens that every vocabulary has; a target begins with PAD, as Marian's and T5's do."""
 DEFAULT_CONTEXT = 128
 DEFAULT_VOCABULARY = 8000
-PARTS = {"train": r"train", "val": r"valid|val|dev", "test": r"test"}
 VOCABULARY_FILE = "vocabulary.model"
 LAYOUT = (
     "for each of train, valid and test one file of tab-separated pairs (train.en-de.tsv) or one file a language "
@@ -80,10 +79,7 @@ class PairSplit:
 
 def _padded(tokens: Tensor, starts: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     """(tokens [B, T], which of them are there), T the longest of these items."""
-    begins, ends = starts[indices], starts[indices + 1]
-    places = torch.arange(int((ends - begins).max()))
-    inside = places < (ends - begins).unsqueeze(1)
-    at = (begins.unsqueeze(1) + places).clamp(max=len(tokens) - 1)
+    at, inside = places_of(starts, indices)
     return torch.where(inside, tokens[at].long(), PAD), inside
 
 
@@ -109,13 +105,13 @@ def _pairs(folder: Path, part: str, languages: str) -> Pairs:
     sides = [[file for file in files if re.search(rf"\.{side}(\.gz)?$", file.name)] for side in (source, target)]
     if len(tables) == 1:
         swapped = f".{target}-{source}." in tables[0].name
-        rows = [line.split("\t") for line in _lines(tables[0])]
+        rows = [line.split("\t") for line in lines_of(tables[0])]
         short = next((number for number, row in enumerate(rows, start=1) if len(row) < 2), None)
         if short is not None:
             raise ValueError(f"{tables[0]}, line {short}: one tab-separated pair expected")
         pairs = [(row[1], row[0]) if swapped else (row[0], row[1]) for row in rows]
     elif all(len(side) == 1 for side in sides):
-        one, other = (list(_lines(side[0])) for side in sides)
+        one, other = (list(lines_of(side[0])) for side in sides)
         if len(one) != len(other):
             raise ValueError(f"{sides[0][0]}: {len(one):,} lines, {sides[1][0].name} has {len(other):,}")
         pairs = list(zip(one, other, strict=True))
@@ -125,15 +121,6 @@ def _pairs(folder: Path, part: str, languages: str) -> Pairs:
     if not pairs:
         raise ValueError(f"{folder}: no pairs of {part}")
     return pairs
-
-
-def _lines(path: Path) -> Iterator[str]:
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for line in io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n"):
-                yield line.rstrip("\r\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
 
 
 def _sentencepiece() -> Any:
