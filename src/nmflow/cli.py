@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from nmflow.bench.output import Result as BenchResult
+    from nmflow.masks import Remainder
     from nmflow.schedules import Recipe, Segment
 
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=")
@@ -166,8 +167,12 @@ def compress(source: str, destination: str, targets: tuple[str, ...], as_json: b
 @cli.command("targets", short_help="Show what rules take of a network.")
 @click.argument("model")
 @targets_option
+@click.option(
+    "--remainder", type=click.Choice(["error", "partial", "skip"]), default="error", show_default=True,
+    help="A last block shorter than M: refuse, keep min(N, r) of it, or leave the layer dense; as in train.",
+)
 @json_option
-def show_targets(model: str, targets: tuple[str, ...], as_json: bool) -> None:
+def show_targets(model: str, targets: tuple[str, ...], remainder: Remainder, as_json: bool) -> None:
     """Show what rules take of MODEL (timm:NAME, transformers:NAME, vit-tiny, lm-tiny) and what stays dense, and why.
 
     For instance timm:vit_base_patch16_224 --targets ff=1:16 --targets qk=1:4. Without rules: its roles.
@@ -178,7 +183,7 @@ def show_targets(model: str, targets: tuple[str, ...], as_json: bool) -> None:
     from nmflow.targets import Coverage, candidates, resolve
 
     network = skeleton(model)
-    found = resolve(network, rules, remainder="partial") if rules else Coverage(())
+    found = resolve(network, rules, remainder) if rules else Coverage(())
     report = report_coverage(model, candidates(network), found)
     _answer(report.lines(), report.to_dict(), as_json)
 

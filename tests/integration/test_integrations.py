@@ -22,7 +22,7 @@ import nmflow
 from nmflow.integrations.state import read_state, write_state
 
 transformers = pytest.importorskip("transformers", reason="the trainer under test comes with the extra transformers")
-from nmflow.integrations.transformers import STATE_FILE, sparsify  # noqa: E402
+from nmflow.integrations.transformers import STATE_FILE, sparsify  # noqa: E402  first the skip
 
 needs_lightning = pytest.mark.skipif(
     importlib.util.find_spec("lightning") is None and importlib.util.find_spec("pytorch_lightning") is None,

@@ -13,7 +13,7 @@ import pytest
 import torch
 from language import bert_folder, glue_folder, parallel_folder, sentence
 from safetensors.torch import load_file, save_file
-from small_runs import assert_same_bits, one_run
+from small_runs import assert_same_bits, one_run, start
 
 from nmflow.models import build_model
 from nmflow.report.folder import RunFolder, read_metrics
@@ -297,6 +297,25 @@ def test_words_count_alike_however_a_batch_is_cut_up(pairs: Path) -> None:
 def _keep(found: dict[str, torch.Tensor], name: str, parameter: torch.Tensor) -> None:
     assert parameter.grad is not None
     found[name] = parameter.grad.clone()  # of the last micro-batch, which stands, the sum
+
+
+def test_two_processes_translate_what_one_does(tmp_path: Path, pairs: Path) -> None:
+    """Their shares of a batch differ in words, and 14 test sentences do not part evenly over batches of both."""
+    settings = pairs_config(pairs, steps=8, eval_every=4, optim={"lr": 0.01, "eps": 1e-3})
+    one = run(settings, tmp_path / "one")
+    shared = settings.model_copy(update={"accumulate": 2, "out": str(tmp_path / "two")})
+    (tmp_path / "run.yaml").write_text(shared.to_yaml())
+    nmflow = ("-m", "nmflow", "train", str(tmp_path / "run.yaml"))
+    process = start("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *nmflow)
+    _, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err
+    two = RunFolder(tmp_path / "two")
+    found, expected = load_file(two.checkpoint), load_file(one.checkpoint)
+    for name in (name for name in expected if name.startswith("model/")):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-4)
+    for line, other in zip(read_metrics(two.metrics), read_metrics(one.metrics), strict=True):
+        for key in {"loss", "val_loss", "val_perplexity"} & line.keys():
+            assert line[key] == pytest.approx(other[key], rel=1e-4), (key, line["step"])
 
 
 def test_another_vocabulary_is_noticed(tmp_path: Path, pairs: Path) -> None:

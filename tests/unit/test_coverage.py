@@ -73,6 +73,7 @@ def test_the_command_answers_for_networks_by_name() -> None:
     [
         (["vit-tny"], 'no network "vit-tny"; there are timm:NAME'),
         (["vit-tiny", "--targets", "conv=1:4"], 'target "conv" matches nothing'),
+        (["vit-tiny", "--targets", "ff=1:128"], "128 does not divide it"),
     ],
 )
 def test_what_there_is_not_is_refused(arguments: list[str], told: str) -> None:

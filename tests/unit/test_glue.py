@@ -106,6 +106,16 @@ def test_what_is_not_there_or_broken_is_refused(tmp_path: Path, bert: Path) -> N
         load(folder, bert)
 
 
+def test_a_score_that_is_no_number_is_refused(tmp_path: Path, bert: Path) -> None:
+    folder = glue_folder(tmp_path, "STS-B")
+    lines = (folder / "dev.tsv").read_text().splitlines()
+    for score in ("high", "nan"):
+        lines[3] = lines[3].rpartition("\t")[0] + f"\t{score}"
+        (folder / "dev.tsv").write_text("\n".join(lines) + "\n")
+        with pytest.raises(ValueError, match=r"dev\.tsv: 1 of its lines, the first 4,.*any finite number"):
+            load(folder, bert)
+
+
 def test_few_broken_lines_are_left_out_and_said(tmp_path: Path, bert: Path) -> None:
     folder = glue_folder(tmp_path, "QQP", train=2_000)
     lines = (folder / "train.tsv").read_text().splitlines()

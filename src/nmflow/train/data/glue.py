@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,16 +133,25 @@ def _read(path: Path, task: Task) -> tuple[list[Row], tuple[str, ...]]:
     broken: list[int] = []
     number = 0
     for number, cells in enumerate(lines, start=1 if task.columns else 2):
-        if len(cells) != len(head) or (task.labels and cells[places[-1]] not in task.labels):
+        if len(cells) != len(head) or not _is_label(cells[places[-1]], task):
             broken.append(number)
             continue
         *sentences, label = (cells[place] for place in places)
         rows.append((tuple(sentences), label))
     if not rows or len(broken) > BROKEN * number:
         what = f"{len(broken)} of its lines, the first {broken[0]}," if broken else "it"
-        allowed = f" and a label of {', '.join(task.labels)}" if task.labels else ""
+        allowed = f" and a label of {', '.join(task.labels) or 'any finite number'}"
         raise ValueError(f"{path}: {what} lack{'' if broken else 's'} {len(head)} columns{allowed}")
     return rows, (f"{path.name}: {len(broken)} broken lines left out",) if broken else ()
+
+
+def _is_label(text: str, task: Task) -> bool:
+    if task.labels:
+        return text in task.labels
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _split(rows: list[Row], task: Task, tokenizer: Tokenizer, context: int) -> SentenceSplit:
