@@ -5,7 +5,8 @@ stays the `nn.Parameter` under its old name, so optimizers, state dicts and aver
 W~ is computed once an optimizer step into a buffer; a read costs one autograd node that routes the gradient to W.
 
 Neither buffer nor mask is a registered buffer: they follow from (W, stage), so checkpoints keep the dense keys,
-DDP has nothing to broadcast, and an average of models averages only W.
+DDP has nothing to broadcast, and an average of models averages only W. Where FSDP2 spreads W, mask and W~ are those of
+this process's rows, and what a layer reads is the W~ that was gathered (`nmflow.shards`).
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from nmflow.layout import to_rows, write_back
+from nmflow.layout import rows_shape, to_rows, write_back
 from nmflow.masks import Remainder
 from nmflow.ops import apply_mask, project
 from nmflow.schedules.stage import Stage
+from nmflow.shards import Part, Shard, held, is_spread, whole
 from nmflow.targets import Slot
 
 _EFFECTIVE = "_nm_effective"
@@ -60,7 +62,12 @@ class EffectiveWeight:
     """
 
     def __init__(
-        self, slots: Sequence[tuple[int, Slot]], progress: Progress, remainder: Remainder, gradient: str
+        self,
+        slots: Sequence[tuple[int, Slot]],
+        progress: Progress,
+        remainder: Remainder,
+        gradient: str,
+        blocks: frozenset[int] = frozenset(),
     ) -> None:
         self.slots = tuple(slots)
         self.progress = progress
@@ -70,13 +77,79 @@ class EffectiveWeight:
         self.mask: Tensor = torch.empty(0, dtype=torch.bool)
         self.effective: Tensor = torch.empty(0)
         self.coefficient: Tensor | None = None  # dL/dW over dL/dW~; None passes the gradient through
+        self.blocks = blocks  # M of every pattern that the recipe passes through
+        self.shard: Shard | None = None
+        self._padded: Tensor = torch.empty(0)  # what FSDP2 gathers: W~ of this process, as long as everybody's
+        self._gathered = -1  # serial of the W~ that was gathered last
         self._seen: _Seen | None = None
         self.is_copy = False
+
+    # -- where W lies ----------------------------------------------------------------------------------------------
+
+    def dense(self, module: nn.Module, name: str) -> nn.Parameter | None:
+        """The dense W behind `module.NAME`; under FSDP2 the spread one, also while a layer has it gathered.
+
+        Raises `ValueError` where W is spread in a way that cannot be followed (see `Shard`).
+        """
+        weight = module._parameters[name]
+        if weight is not None and is_spread(weight):
+            self._follow(module, name)
+            return weight
+        return weight if self.shard is None else self.shard.parameter
+
+    def part(self, slot: Slot) -> Part:
+        """What of a slot this process holds."""
+        return whole(slot) if self.shard is None else self.shard.part(slot)
+
+    def rows(self, tensor: Tensor, slot: Slot) -> Tensor:
+        """Rows [R, K] of a slot in a tensor that lies like W (W, its gradient, a mask): those held here."""
+        return to_rows(held(tensor), slot.layout)[self.part(slot).local]
+
+    def write_rows(self, tensor: Tensor, slot: Slot, values_RK: Tensor) -> None:
+        """Write rows [R, K] of a slot, those held here, into a tensor that lies like W."""
+        tensor = held(tensor)
+        rows = to_rows(tensor, slot.layout)
+        rows[self.part(slot).local] = values_RK
+        write_back(rows, tensor, slot.layout)
+
+    def _follow(self, module: nn.Module, name: str) -> None:
+        """Notice that FSDP2 has spread W, and let it gather W~ in W's place."""
+        if self.shard is not None and self.shard.carries:
+            return
+        try:
+            if self.shard is None:
+                self.shard = Shard(module, name, [slot for _, slot in self.slots], self.blocks)
+                self._keep_part()
+            self.shard.carry(self._to_gather)
+        except AttributeError as error:  # would make nn.Module hand out the dense weight in silence
+            raise RuntimeError(
+                f"{self.slots[0][1].name}: this torch ({torch.__version__}) keeps what FSDP2 spreads in another way "
+                f"than is known here: {error}"
+            ) from error
+
+    def _keep_part(self) -> None:
+        """Of masks that do not follow from W, keep the part that belongs to this process."""
+        mine = torch.ones_like(held(cast(Shard, self.shard).parameter), dtype=torch.bool)
+        for index, slot in self.slots:
+            part = self.part(slot)
+            if index in self.progress.fixed:
+                self.progress.fixed[index] = self.progress.fixed[index][part.rows, part.columns].clone()
+            if self.mask.shape == slot.shape:
+                of_slot = to_rows(self.mask, slot.layout)[slice(*slot.row_range)]
+                self.write_rows(mine, slot, of_slot[part.rows, part.columns])
+        self.mask, self.effective, self._seen = mine, torch.empty(0), None
+
+    def _to_gather(self) -> Tensor:
+        self._notice_changes(held(cast(Shard, self.shard).parameter))
+        self._gathered = self.progress.serial
+        return self._padded
 
     # -- reading -------------------------------------------------------------------------------------------------
 
     def read(self, weight: Tensor) -> Tensor:
         """W~ as a reader of `module.weight` gets it."""
+        if self.shard is not None:
+            return self._as_gathered(weight)
         # A compiled graph cannot look at versions; there the step, `load_state_dict` and `refresh` keep W~ current.
         if not torch.compiler.is_compiling():
             self._notice_changes(weight)
@@ -85,6 +158,15 @@ class EffectiveWeight:
         if self.coefficient is None:
             return cast(Tensor, _PassThrough.apply(weight, self.effective))
         return cast(Tensor, _Scaled.apply(weight, self.effective, self.coefficient))
+
+    def _as_gathered(self, weight: Tensor) -> Tensor:
+        """What FSDP2 gathered is W~ already, and its gradient goes where W~ came from."""
+        if not (torch.compiler.is_compiling() or (self._gathered == self.progress.serial and self.shard.carries)):  # type: ignore[union-attr]  # the caller has looked
+            raise RuntimeError(
+                f"{self.slots[0][1].name}: the weight that FSDP2 has gathered is of an earlier step; call reshard() of "
+                "the module that fully_shard made, which gathers it anew"
+            )
+        return weight
 
     def _notice_changes(self, weight: Tensor) -> None:
         seen = self._seen
@@ -110,16 +192,17 @@ class EffectiveWeight:
 
     def derive(self, weight: Tensor, new_masks: bool = True) -> None:
         """Compute mask, W~ and gradient coefficient from the dense weight and the current stages."""
+        weight = held(weight)
         with torch.inference_mode(False), torch.no_grad():
             new_masks = self._allocate(weight) or new_masks
             layout = self.slots[0][1].layout
             w, mask, effective = (to_rows(t, layout) for t in (weight.detach(), self.mask, self.effective))
             own = self._own_coefficient()
             coefficient = None if own is None else to_rows(own, layout)
-            if sum(stop - start for start, stop in (slot.row_range for _, slot in self.slots)) < w.shape[0]:
+            if sum(stop - start for start, stop in (slot.row_range for _, slot in self.slots)) < self._height():
                 effective.copy_(w)
             for index, slot in self.slots:
-                rows = slice(*slot.row_range)
+                rows = self.part(slot).local
                 stage = self.progress.stages[index]
                 self._derive_rows(index, stage, w[rows], mask[rows], effective[rows], new_masks)
                 if coefficient is not None:
@@ -155,12 +238,20 @@ class EffectiveWeight:
         project(w_RK, stage.outer, 0.0, self.remainder, outer, torch.empty_like(w_RK))
         return outer
 
+    def _height(self) -> int:
+        """Rows of the whole parameter."""
+        slot = self.slots[0][1]
+        return rows_shape(slot.shape, slot.layout)[0]
+
     def _allocate(self, weight: Tensor) -> bool:
         """Make buffers that fit the weight; True if there was no mask to go by."""
         if _alike(self.effective, weight):
             return False
         moved = self.mask.shape == weight.shape  # another device or dtype: the mask still stands
-        self.effective = torch.empty_like(weight)
+        if self.shard is None:
+            self.effective = torch.empty_like(weight)
+        else:
+            self.effective, self._padded = self.shard.empty()
         self.mask = self.mask.to(weight.device) if moved else torch.ones_like(weight, dtype=torch.bool)
         if self.gradient == "masked":
             self.coefficient = self.mask
@@ -270,8 +361,11 @@ class _Attached(nn.Module):
 
 def _reader(name: str) -> property:
     def read(module: nn.Module) -> Tensor:
-        weight = module._parameters[name]
-        return cast("EffectiveWeight", module.__dict__[_EFFECTIVE][name]).read(cast(Tensor, weight))
+        weight = cast(Tensor, module._parameters[name])
+        effective: EffectiveWeight = module.__dict__[_EFFECTIVE][name]
+        if is_spread(weight):  # between two layers, or before the first step: nobody computes with it
+            return cast(Tensor, effective.dense(module, name))
+        return effective.read(weight)
 
     return property(read, doc=f"The effective weight W~ of `{name}`; the dense W is the parameter of that name.")
 
@@ -287,6 +381,20 @@ def _derived_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Mod
     return _CLASSES[base, names]
 
 
+def _own_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """The class as it would be had nothing been attached, also where another (FSDP2's) was derived from ours."""
+    if _Attached in cls.__bases__:
+        return cast("type[nn.Module]", cls.__bases__[1])
+    if cls not in _OWN_CLASSES:
+        bases = tuple(_own_class(base) if issubclass(base, _Attached) else base for base in cls.__bases__)
+        body = {key: value for key, value in vars(cls).items() if key not in ("__dict__", "__weakref__")}
+        _OWN_CLASSES[cls] = type(cls.__name__.replace("NM", "", 1), bases, body)
+    return _OWN_CLASSES[cls]
+
+
+_OWN_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
 def _rebuild(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
     cls = _derived_class(base, names)
     return cls.__new__(cls)
@@ -294,7 +402,7 @@ def _rebuild(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
 
 def _derive_all(module: nn.Module, new_masks: bool) -> None:
     for name, effective in module.__dict__[_EFFECTIVE].items():
-        weight = module._parameters[name]
+        weight = effective.dense(module, name)
         if weight is not None:
             keeps = effective.progress.carries_masks and not effective.is_copy
             effective.derive(weight, new_masks=new_masks or not keeps)
@@ -323,8 +431,10 @@ def attach(model: nn.Module, weights: dict[str, EffectiveWeight]) -> None:
 def detach(model: nn.Module) -> None:
     """Give every attached module its own class back; the parameters stay as they are."""
     for module in list(attached_modules(model)):
-        module.__class__ = type(module).__mro__[2]
-        del module.__dict__[_EFFECTIVE]
+        module.__class__ = _own_class(type(module))
+        for effective in module.__dict__.pop(_EFFECTIVE).values():
+            if effective.shard is not None:
+                effective.shard.release()
 
 
 def attached_modules(model: nn.Module) -> Iterator[nn.Module]:
@@ -340,7 +450,7 @@ def attached_weights(model: nn.Module) -> dict[str, tuple[nn.Parameter, Effectiv
         if not isinstance(module, _Attached):
             continue
         for local, effective in module.__dict__[_EFFECTIVE].items():
-            weight = module._parameters[local]
+            weight = effective.dense(module, local)
             if weight is not None and id(weight) not in done:
                 done.add(id(weight))
                 found[f"{path}.{local}" if path else local] = (weight, effective)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from nmflow.attach import EffectiveWeight, Progress, attach, attached_weights, detach
-from nmflow.layout import to_rows, write_back
+from nmflow.layout import to_rows
 from nmflow.masks import Remainder, block_counts, rows_mask
 from nmflow.pattern import Pattern
 from nmflow.schedules import Recipe, Stage, plan
 from nmflow.schedules import recipe as recipe_by_name
+from nmflow.shards import Shard, count_all, held, refuse_other_wrappers, reshard, summed
 from nmflow.targets import Slot, Targets, axis_problem, record, resolve, slots_to_json
 
 
@@ -92,6 +94,7 @@ class Sparsifier:
         remainder: Remainder = "error",
         mask_every: int = 1,
     ) -> None:
+        refuse_other_wrappers(model)
         if attached_weights(model):
             raise ValueError("the model carries a sparsifier already; finalize that one, or build the model anew")
         if not isinstance(mask_every, int) or mask_every < 1:
@@ -107,6 +110,7 @@ class Sparsifier:
         self.slots: tuple[Slot, ...] = self.coverage.slots
         stages = self._check()
         gradients = {stage.pruned_gradient for stage in stages}
+        blocks = frozenset(pattern.m for stage in stages for pattern in (stage.pattern, stage.outer))
         gradient = gradients.pop() if len(gradients) == 1 else "mixed"
         self.current_step = 0
         self._progress = Progress(self._stages(0), carries_masks=mask_every > 1)
@@ -114,10 +118,11 @@ class Sparsifier:
         for index, slot in enumerate(self.slots):
             by_name.setdefault(slot.name, []).append((index, slot))
         self._effective = {
-            name: EffectiveWeight(slots, self._progress, remainder, gradient) for name, slots in by_name.items()
+            name: EffectiveWeight(slots, self._progress, remainder, gradient, blocks) for name, slots in by_name.items()
         }
         attach(model, self._effective)
         self._calibrated = not self.recipe.needs_gradients
+        self._edited = True
         self._advance(0)
 
     # -- the run -------------------------------------------------------------------------------------------------
@@ -130,12 +135,21 @@ class Sparsifier:
 
         Once an optimizer step, after unscaling and before clipping, so that λ means the same under any loss scale
         and any number of micro-batches. Parameters without a gradient are passed over. Source: Zhou et al. 2021.
+
+        Under FSDP2 a gradient arrives as dL/dW~, and is made dL/dW here where a recipe tells them apart.
         """
+        self._edited = True
         for name, effective in self._effective.items():
             strength = max(self._progress.stages[index].sr_ste for index, _ in effective.slots)
             weight = self._dense_weight(name)
-            if strength and weight.grad is not None:
-                weight.grad.add_(torch.where(effective.mask, 0, weight).to(weight.grad.dtype), alpha=strength)
+            if weight.grad is None:
+                continue
+            gradient, w = held(weight.grad), held(weight)
+            if effective.shard is not None and effective.coefficient is not None:
+                factor = effective.coefficient
+                gradient.copy_(torch.where(factor != 0, gradient * factor, 0))
+            if strength:
+                gradient.add_(torch.where(effective.mask, 0, w).to(gradient.dtype), alpha=strength)
 
     def step(self, n: int | None = None) -> None:
         """Move on by one optimizer step, or to `n` steps done, and derive masks and W~ from the new weights.
@@ -155,6 +169,12 @@ class Sparsifier:
             raise ValueError(f"step {step} lies before step {self.current_step}; load_state_dict rewinds a run")
         if not self._calibrated:
             raise RuntimeError(f'recipe "{self.recipe.name}" scores weights by gradients: call calibrate first')
+        if not self._edited and any(each.shard and each.coefficient is not None for each in self._effective.values()):
+            raise RuntimeError(
+                f'recipe "{self.recipe.name}" under FSDP2 has the gradients of pruned weights scaled by '
+                "edit_gradients(): call it before every optimizer.step()"
+            )
+        self._edited = False
         self._advance(step)
 
     def calibrate(self, loss_fn: Callable[[nn.Module, Any], Tensor], batches: Iterable[Any]) -> None:
@@ -175,11 +195,15 @@ class Sparsifier:
         masks: dict[int, Tensor] = {}
         problems = [] if count else ["no batches to calibrate on"]
         for index, slot in enumerate(self.slots):
-            weight = self._dense_weight(slot.name)
-            if weight.grad is None or not bool(torch.isfinite(weight.grad).all()):
-                problems.append(f"{slot.label}: its gradient is {'missing' if weight.grad is None else 'NaN or inf'}")
+            weight, effective = self._dense_weight(slot.name), self._effective[slot.name]
+            if weight.grad is None:
+                problems.append(f"{slot.label}: its gradient is missing")
                 continue
-            scores = to_rows((weight.grad * weight).detach().abs(), slot.layout)[slice(*slot.row_range)]
+            gradient = effective.rows(weight.grad, slot)
+            if count_all(~torch.isfinite(gradient), effective.shard):
+                problems.append(f"{slot.label}: its gradient is NaN or inf")
+                continue
+            scores = (gradient * effective.rows(weight, slot)).detach().abs()
             masks[index] = rows_mask(scores, slot.pattern, self._mask_remainder)
         self.model.zero_grad(set_to_none=True)
         if problems:
@@ -223,19 +247,22 @@ class Sparsifier:
         return SparsityReport(self.current_step, self.total_steps, tuple(self._slot_reports()))
 
     def _slot_reports(self) -> Iterable[SlotReport]:
-        for index, slot in enumerate(self.slots):
-            stage, effective = self._progress.stages[index], self._effective[slot.name]
-            rows = to_rows(effective.effective, slot.layout)[slice(*slot.row_range)]
-            flips = effective.flips.get(index)
+        weights = [self._effective[slot.name] for slot in self.slots]
+        counts = torch.zeros(len(self.slots), 2, dtype=torch.int64, device=weights[0].effective.device)
+        for index, (slot, effective) in enumerate(zip(self.slots, weights, strict=True)):
+            counts[index, 0] = effective.rows(effective.effective, slot).count_nonzero()
+            counts[index, 1] = effective.flips.get(index, 0)
+        totals = summed(counts, [effective.shard for effective in weights]).tolist()
+        for slot, stage, (nonzero, flips) in zip(self.slots, self._progress.stages, totals, strict=True):
             yield SlotReport(
                 slot.label,
                 str(stage.pattern),
                 str(slot.pattern),
-                float(rows.count_nonzero()) / max(rows.numel(), 1),
+                nonzero / max(slot.weights, 1),
                 stage.decay,
                 stage.phase,
-                0 if flips is None else int(flips),
-                rows.numel(),
+                flips,
+                slot.weights,
             )
 
     # -- saving --------------------------------------------------------------------------------------------------
@@ -247,7 +274,7 @@ class Sparsifier:
         Masks are uint8 tensors, eight entries a byte, keyed by slot label.
         """
         masks = {
-            slot.label: _pack_bits(self._kept_mask(index))
+            slot.label: _pack_bits(self._whole_mask(index))
             for index, slot in enumerate(self.slots)
             if self._carries(index) or index in self._progress.fixed
         }
@@ -269,7 +296,7 @@ class Sparsifier:
             problems.append(f"step: {step!r} does not lie in 0..{self.total_steps}")
         labels = {slot.label: slot for slot in self.slots}
         for label, bits in masks.items():
-            size = self._rows(labels[label]).numel() if label in labels else -1
+            size = labels[label].weights if label in labels else -1
             if size < 0:
                 problems.append(f"mask of {label}: no such slot")
             elif not isinstance(bits, Tensor) or bits.dtype != torch.uint8 or bits.shape != (-(-size // 8),):
@@ -284,7 +311,7 @@ class Sparsifier:
         if problems:
             raise ValueError("this state belongs to another run:\n" + "\n".join(problems))
         unpacked = {
-            index: _unpack_bits(masks[slot.label], self._rows(slot))
+            index: self._part_of(slot, masks[slot.label])
             for index, slot in enumerate(self.slots)
             if slot.label in masks
         }
@@ -296,7 +323,7 @@ class Sparsifier:
         for name, effective in self._effective.items():
             carried = [(i, slot) for i, slot in effective.slots if self._carries(i)]
             for index, slot in carried:
-                _write_rows(effective.mask, slot, unpacked[index])
+                effective.write_rows(effective.mask, slot, unpacked[index])
             effective.derive(self._dense_weight(name), new_masks=not carried)
 
     def _needs_mask(self, stage: Stage, calibrated: bool) -> bool:
@@ -337,12 +364,13 @@ class Sparsifier:
         Raises `ValueError` for NaN or inf weights, by name, before anything is changed.
         """
         model = self.model if model is None else model
+        reshard(model)
         weights = attached_weights(model)
         if len(weights) != len(self._effective):
             raise ValueError("this model carries no sparse weights of this run; finalize works once")
         if not self._calibrated:
             raise RuntimeError(f'recipe "{self.recipe.name}" scores weights by gradients: call calibrate first')
-        problems = _not_finite({name: weight for name, (weight, _) in weights.items()})
+        problems = _not_finite({name: (weight, effective.shard) for name, (weight, effective) in weights.items()})
         if problems:
             raise ValueError("\n".join(problems))
         slots: list[Slot] = []
@@ -352,15 +380,15 @@ class Sparsifier:
                 final = self.recipe.at(self.total_steps, self.total_steps, slot.pattern, slot.axis).pattern
                 if final.is_dense:  # the recipe "dense", the baseline
                     continue
-                rows = to_rows(weight.detach(), slot.layout)[slice(*slot.row_range)]
+                rows = effective.rows(weight.detach(), slot)
                 pruned = torch.where(self._final_mask(index, rows, effective), rows, 0)
                 if bool((block_counts(pruned, final) > final.n).any()):
                     raise RuntimeError(f"{slot.label}: the final mask is not {final}; this is a defect of nmflow")
-                _write_rows(weight.detach(), slot, pruned)
+                effective.write_rows(weight.detach(), slot, pruned)
                 slots.append(slot)
         detach(model)
         record(model, slots)
-        reports = tuple(_finalized(model, slot) for slot in slots)
+        reports = tuple(_finalized(slot, *weights[slot.name]) for slot in slots)
         return SparsityReport(self.current_step, self.total_steps, reports, finalized=True)
 
     def _final_mask(self, index: int, rows: Tensor, effective: EffectiveWeight) -> Tensor:
@@ -370,7 +398,7 @@ class Sparsifier:
             if fixed is not None:
                 return fixed.to(rows.device)
             if self._carries(index) and not effective.is_copy:
-                return to_rows(effective.mask, slot.layout)[slice(*slot.row_range)]
+                return effective.rows(effective.mask, slot)
         return self._best_of(index, slot.pattern, rows)
 
     # -- inside --------------------------------------------------------------------------------------------------
@@ -386,7 +414,7 @@ class Sparsifier:
 
     def _check(self) -> set[Stage]:
         """Refuse what cannot run, all problems at once; return the first stage of every segment of the plan."""
-        problems = _not_finite({slot.name: self.model.get_parameter(slot.name) for slot in self.slots})
+        problems = _not_finite({slot.name: (self.model.get_parameter(slot.name), None) for slot in self.slots})
         if not self.slots:
             reasons = "; ".join(f"{label}: {reason}" for label, reason in self.coverage.dense.items())
             problems.append(f"no weight is left to make sparse: {reasons}")
@@ -408,44 +436,48 @@ class Sparsifier:
         return {stage for stages in planned.values() for stage in stages}
 
     def _dense_weight(self, name: str) -> nn.Parameter:
-        module = self.model.get_submodule(name.rpartition(".")[0])
-        parameter = module._parameters[name.rpartition(".")[2]]
+        module, _, local = name.rpartition(".")
+        parameter = self._effective[name].dense(self.model.get_submodule(module), local)
         assert parameter is not None
         return parameter
 
     def _rows(self, slot: Slot) -> Tensor:
-        return to_rows(self._dense_weight(slot.name), slot.layout)[slice(*slot.row_range)]
+        return self._effective[slot.name].rows(self._dense_weight(slot.name), slot)
 
-    def _kept_mask(self, index: int) -> Tensor:
+    def _whole_mask(self, index: int) -> Tensor:
+        """The mask of a slot that does not follow from W, all of it. Collective where the weight is spread."""
         slot, fixed = self.slots[index], self._progress.fixed.get(index)
+        effective = self._effective[slot.name]
+        if effective.shard is None:
+            return effective.rows(effective.mask, slot) if fixed is None else fixed
+        mask = effective.mask.clone()
         if fixed is not None:
-            return fixed
-        return to_rows(self._effective[slot.name].mask, slot.layout)[slice(*slot.row_range)]
+            effective.write_rows(mask, slot, fixed)
+        gathered = effective.shard.gathered(mask.to(torch.uint8)).bool()
+        return to_rows(gathered, slot.layout)[slice(*slot.row_range)]
+
+    def _part_of(self, slot: Slot, bits: Tensor) -> Tensor:
+        """Of the packed mask of a slot the part that belongs to what this process holds."""
+        weight, part = self._dense_weight(slot.name), self._effective[slot.name].part(slot)
+        shape = (slot.weights // slot.axis, slot.axis)
+        return _unpack_bits(bits.to(held(weight).device), shape)[part.rows, part.columns]
 
     @property
     def _mask_remainder(self) -> Remainder:
         return "partial" if self.remainder == "partial" else "error"
 
 
-def _not_finite(weights: Mapping[str, Tensor]) -> list[str]:
-    return [
-        f"{name}: {int((~torch.isfinite(weight)).sum())} of its weights are NaN or inf"
-        for name, weight in weights.items()
-        if not bool(torch.isfinite(weight.detach()).all())
-    ]
+def _not_finite(weights: Mapping[str, tuple[Tensor, Shard | None]]) -> list[str]:
+    counts = {
+        name: count_all(~torch.isfinite(held(weight.detach())), shard) for name, (weight, shard) in weights.items()
+    }
+    return [f"{name}: {count} of its weights are NaN or inf" for name, count in counts.items() if count]
 
 
-def _finalized(model: nn.Module, slot: Slot) -> SlotReport:
-    rows = to_rows(model.get_parameter(slot.name).detach(), slot.layout)[slice(*slot.row_range)]
-    density = float(rows.count_nonzero()) / max(rows.numel(), 1)
-    return SlotReport(slot.label, str(slot.pattern), str(slot.pattern), density, 0.0, "fine-tune", 0, rows.numel())
-
-
-def _write_rows(tensor: Tensor, slot: Slot, values_RK: Tensor) -> None:
-    """Write rows [R, K] of a slot into a tensor that lies in its layout."""
-    rows = to_rows(tensor, slot.layout)
-    rows[slice(*slot.row_range)] = values_RK
-    write_back(rows, tensor, slot.layout)
+def _finalized(slot: Slot, weight: Tensor, effective: EffectiveWeight) -> SlotReport:
+    nonzero = count_all(effective.rows(weight, slot), effective.shard)
+    density = nonzero / max(slot.weights, 1)
+    return SlotReport(slot.label, str(slot.pattern), str(slot.pattern), density, 0.0, "fine-tune", 0, slot.weights)
 
 
 def _pack_bits(mask: Tensor) -> Tensor:
@@ -456,8 +488,8 @@ def _pack_bits(mask: Tensor) -> Tensor:
     return (flat * weights).sum(dim=1, dtype=torch.uint8)
 
 
-def _unpack_bits(packed: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `_pack_bits`, with shape and device of `like`."""
-    shifts = torch.arange(8, dtype=torch.uint8, device=like.device)
-    bits = (packed.to(like.device).unsqueeze(1) >> shifts) & 1
-    return bits.reshape(-1)[: like.numel()].reshape(like.shape).bool()
+def _unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The inverse of `_pack_bits`, for a mask of this shape."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    bits = (packed.unsqueeze(1) >> shifts) & 1
+    return bits.reshape(-1)[: math.prod(shape)].reshape(shape).bool()

@@ -44,6 +44,12 @@ class Slot:
         return rows_shape(self.shape, self.layout)[1]
 
     @property
+    def weights(self) -> int:
+        """Number of weights."""
+        start, stop = self.row_range
+        return (stop - start) * self.axis
+
+    @property
     def row_range(self) -> tuple[int, int]:
         """[start, stop) of the rows, also where the slot is the whole parameter."""
         return self.rows or (0, rows_shape(self.shape, self.layout)[0])

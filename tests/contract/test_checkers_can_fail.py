@@ -301,13 +301,8 @@ class AcceptsEveryState(Sparsifier):
 
 
 # -------------------------------------------------------------------------------- the end, and refusals
-def rounded(_: Any) -> Any:
-    def write(tensor: Tensor, slot: Any, values: Tensor) -> None:
-        rows = attach.to_rows(tensor, slot.layout)
-        rows[slice(*slot.row_range)] = values.bfloat16().to(values.dtype)
-        attach.write_back(rows, tensor, slot.layout)
-
-    return write
+def rounded(write_rows: Any) -> Any:
+    return lambda self, tensor, slot, values: write_rows(self, tensor, slot, values.bfloat16().to(values.dtype))
 
 
 def one_class_forgotten(detach: Any) -> Any:
@@ -414,7 +409,8 @@ FAULTS: list[tuple[str, Plant, Check]] = [
     ("masks are forgotten", replaced(Sparsifier, "_advance", masks_forgotten), lambda: kept.check_calibrated(MHA)),
     ("masks are always new", derive(always_new_masks), lambda: kept.check_every_third(MHA)),
     # -- reports
-    ("density of the mask", replaced(Tensor, "count_nonzero", lambda _: lambda rows: torch.tensor(rows.numel() / 2)),
+    ("density of the mask", replaced(EffectiveWeight, "rows", lambda rows: lambda self, tensor, slot: rows(
+        self, self.mask if tensor is self.effective else tensor, slot)),
      lambda: reports.check_report(MHA)),
     ("flips are not counted", derive(no_flips), lambda: reports.check_report(MHA)),
     # -- state dicts, copies, averages
@@ -451,7 +447,7 @@ FAULTS: list[tuple[str, Plant, Check]] = [
     ("changes unnoticed", changes_unnoticed, lambda: changed.check_inference_mode(MHA)),
     ("lent weights unnoticed", changes_unnoticed, lambda: changed.check_functional_call(MHA)),
     # -- the end
-    ("kept weights are rounded", replaced(sparsifier, "_write_rows", rounded),
+    ("kept weights are rounded", replaced(EffectiveWeight, "write_rows", rounded),
      lambda: finalize.check_finalize(MHA, STEPS)),
     ("a class is left behind", replaced(sparsifier, "detach", one_class_forgotten),
      lambda: finalize.check_finalize(LAYER, STEPS)),
@@ -471,7 +467,7 @@ FAULTS: list[tuple[str, Plant, Check]] = [
     ("changes before it checks", lambda patch: patch.setattr(refusals, "Sparsifier", ChangesBeforeItChecks),
      lambda: refusals.check_refused(LINEAR, {"weight": "1:12"}, "12 does not divide")),
     ("a message without the name", replaced(sparsifier, "_not_finite", lambda _: lambda weights: ["NaN"] * any(
-        not w.isfinite().all() for w in weights.values())),
+        not w.isfinite().all() for w, _ in weights.values())),
      lambda: refusals.test_a_weight_that_is_not_finite_is_named(MHA, torch.nan)),
     ("NaN is repaired", subclassed(RepairsWeights),
      lambda: refusals.test_a_weight_that_is_not_finite_is_named(MHA, torch.nan)),

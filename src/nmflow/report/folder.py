@@ -40,6 +40,11 @@ class RunFolder:
         return self.path / "checkpoint.safetensors"
 
     @property
+    def shards(self) -> Path:
+        """The same of a run that is spread over processes: this file names the folder beside it that they wrote."""
+        return self.path / "checkpoint" / "checkpoint.json"
+
+    @property
     def model(self) -> Path:
         """The finalized model in dense layout."""
         return self.path / "model.safetensors"

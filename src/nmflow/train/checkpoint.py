@@ -1,26 +1,33 @@
-"""What a run needs to go on from any step to the same bits, in one safetensors file; never a pickle.
+"""What a run needs to go on from any step to the same bits, in safetensors; never a pickle.
 
-There is no random state in it: the loop seeds every step from (seed, step, process), see `loop.seed_step`.
+One file; of a run that FSDP2 spreads (`shard`) a folder in which every process writes what it holds, and a JSON file
+that names it. There is no random state in it: the loop seeds every step from (seed, step, process), see
+`loop.seed_step`.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import nmflow
+from nmflow.report.folder import RunFolder
 from nmflow.runtime.atomic import replacing
 from nmflow.sparsifier import Sparsifier
 from nmflow.train.config import TrainConfig
+from nmflow.train.files import write_json
+from nmflow.train.shard_files import described, file_sizes, read_shards, remove_others, shard_problems, write_shards
 
 FORMAT = "nmflow-checkpoint"
 VERSION = 1
@@ -54,11 +61,18 @@ class Position:
     """Time spent in the loop so far."""
 
 
+def checkpoint_path(folder: RunFolder, config: TrainConfig) -> Path:
+    """Where the checkpoint of a run lies."""
+    return folder.shards if config.shard else folder.checkpoint
+
+
 def save_checkpoint(path: Path, state: State, position: Position) -> None:
     """Write the state of a run, whole or not at all: until the new file is in place, the old one stays.
 
     Tensors: `model/NAME` (tied ones once), `optimizer/NAME/MOMENT`, `mask/SLOT` (masks that do not follow from the
     weights); all else is JSON in the metadata. Raises `OSError` where the disk is full or gone.
+
+    Of a run with `shard` every process calls it, and `path` is the JSON file; the tensors lie in `step-N` beside it.
     """
     sparsity = state.sparsifier.state_dict()
     masks = sparsity.pop("masks")
@@ -78,12 +92,29 @@ def save_checkpoint(path: Path, state: State, position: Position) -> None:
         **_optimizer_tensors(state),
         **{f"mask/{label}": bits for label, bits in masks.items()},
     }
+    if state.config.shard:
+        _save_shards(path, meta, tensors)
+        return
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as partial:
         try:
             save_file(stored, partial, metadata={"nmflow": json.dumps(meta)})
         except SafetensorError as error:
             raise OSError(f"{path}: the checkpoint could not be written: {error}") from error
+
+
+def _save_shards(path: Path, meta: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """The folder first, then the file that names it: until that is in place, the checkpoint before stands."""
+    main = PartialState()
+    folder = path.parent / f"step-{meta['step']:08d}"
+    if main.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+        folder.mkdir(parents=True)
+    main.wait_for_everyone()
+    write_shards(folder, tensors)
+    if main.is_main_process:
+        write_json(path, {**meta, "folder": folder.name, "files": file_sizes(folder)})
+        remove_others(path.parent, folder.name)
 
 
 def load_checkpoint(path: Path, state: State) -> Position:
@@ -93,7 +124,7 @@ def load_checkpoint(path: Path, state: State) -> Position:
     every problem: a file that is cut short or no checkpoint, another configuration, another model (with the names
     that are near), another recipe, another pattern.
     """
-    meta, tensors = _read(path)
+    meta, tensors = _read_shards(path) if state.config.shard else _read(path)
     problems = [
         f"{key}: the checkpoint has {there!r}, this run {here!r}"
         for key, there, here in _differences(meta["config"], _config_of(state))
@@ -107,6 +138,9 @@ def load_checkpoint(path: Path, state: State) -> Position:
         problems.append("precision: only one of the checkpoint and this run has a loss scaler")
     if problems:
         raise ValueError(f"{path}: this checkpoint belongs to another run:\n  " + "\n  ".join(problems))
+    if state.config.shard:
+        tensors = _filled(path.parent / meta["folder"], tensors, state)
+        parts = {part: _part(tensors, part) for part in _PARTS}
     masks = {name.removeprefix("mask/"): bits for name, bits in parts["mask"].items()}
     try:
         state.sparsifier.load_state_dict({**meta["sparsifier"], "masks": masks})
@@ -119,6 +153,21 @@ def load_checkpoint(path: Path, state: State) -> Position:
     if state.scaler is not None:
         state.scaler.load_state_dict(meta["scaler"])
     return Position(meta["step"], meta["metrics_bytes"], meta["seconds"])
+
+
+def _filled(folder: Path, there: Mapping[str, Tensor], state: State) -> dict[str, Tensor]:
+    """The tensors of a folder, each spread like the parameter that it belongs to here."""
+    parameters = {name: parameter for _, name, parameter in _named_parameters(state)}
+    model = _model_tensors(state.model)
+    filled = {}
+    for name, tensor in there.items():
+        like = model.get(name)
+        if name.startswith("optimizer/"):
+            owner, _, moment = name.removeprefix("optimizer/").rpartition("/")
+            like = parameters[owner] if moment in _MOMENTS else None
+        filled[name] = torch.zeros_like(tensor, device="cpu") if like is None else torch.zeros_like(like.detach())
+    read_shards(folder, filled)
+    return filled
 
 
 # -- the parts ---------------------------------------------------------------------------------------------------
@@ -193,6 +242,23 @@ _META: dict[str, type | tuple[type, ...]] = {
 }
 
 
+def _read_shards(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Metadata, and tensors that have shape and dtype but are not read yet."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no checkpoint here")
+    meta = _meta(path, path.read_text(encoding="utf-8"))
+    name, sizes = meta.get("folder"), meta.get("files")
+    if not isinstance(name, str) or Path(name).name != name or not isinstance(sizes, dict):
+        raise ValueError(f"{path}: it does not say where its tensors lie")
+    problems = shard_problems(path.parent / name, sizes)
+    if problems:
+        raise ValueError("\n".join(problems))
+    try:
+        return meta, described(path.parent / name)
+    except SafetensorError as error:
+        raise ValueError(f"{path.parent / name}: no checkpoint, or one that was cut short: {error}") from error
+
+
 def _meta(path: Path, written: str | None) -> dict[str, Any]:
     try:
         meta = json.loads(written or "null")
@@ -200,7 +266,7 @@ def _meta(path: Path, written: str | None) -> dict[str, Any]:
         raise ValueError(f"{path}: its metadata are no JSON: {error}") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         found = f" ({meta.get('format')})" if isinstance(meta, dict) else ""
-        raise ValueError(f"{path}: a safetensors file{found}, but not the checkpoint of a run")
+        raise ValueError(f"{path}: a file{found}, but not the checkpoint of a run")
     if meta.get("version") != VERSION:
         raise ValueError(f"{path}: checkpoint version {meta.get('version')!r}; this nmflow reads version {VERSION}")
     broken = [key for key, kind in _META.items() if key not in meta or not isinstance(meta[key], kind)]

@@ -255,6 +255,8 @@ class RunConfig(_Settings):
     """Micro-batches of one optimizer step."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision of the forward pass."""
+    shard: bool = False
+    """Spread weights, gradients and optimizer state over the processes (FSDP2), instead of a copy for each (DDP)."""
     eval_every: Count = 50
     """Steps between two looks at the validation split."""
     log_every: Count = 10

@@ -26,6 +26,8 @@ from nmflow.train.data.augment import mix
 from nmflow.train.objectives import NOT_COUNTED, Outcomes, Regress, interleaved, mean_loss
 from nmflow.train.optim import build_optimizer, learning_rate
 from nmflow.train.recorder import Recorder
+from nmflow.train.shard_files import full
+from nmflow.train.spread import spread
 from nmflow.train.stop import how_to_resume
 
 EVAL_BATCH = 256
@@ -81,7 +83,7 @@ def connect(precision: str) -> Accelerator:
 def prepare(config: TrainConfig, data: Data) -> Training:
     """Build network, sparsifier and optimizer of a run; the same seed gives the same first weights.
 
-    Raises `ValueError` where they do not fit together (see `connect`, `share`, `build_model`, `Sparsifier`).
+    Raises `ValueError` where they do not fit together (see `connect`, `share`, `build_model`, `Sparsifier`, `spread`).
     """
     accelerator = connect(config.precision)
     if config.optim.label_smoothing and isinstance(data.objective, Regress):
@@ -97,8 +99,13 @@ def prepare(config: TrainConfig, data: Data) -> Training:
         remainder=config.remainder,
         mask_every=config.mask_every,
     )
-    optimizer = build_optimizer(model, config.optim)
-    prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
+    if config.shard:
+        prepared_model = spread(model, accelerator)
+        optimizer = build_optimizer(model, config.optim)
+        prepared_optimizer = accelerator.prepare(optimizer)
+    else:
+        optimizer = build_optimizer(model, config.optim)
+        prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
     state = State(config, model, optimizer, sparsifier, accelerator.scaler)
     return Training(data, accelerator, prepared_model, prepared_optimizer, state)
 
@@ -166,7 +173,8 @@ def take_step(run: Training, step: int) -> tuple[Tensor, Tensor]:
     for micro, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
         inputs, targets = on_device((batch.inputs, batch.targets), accelerator.device)
         is_last = micro == config.accumulate - 1
-        with nullcontext() if is_last else accelerator.no_sync(run.model):
+        # Spread gradients are summed with every micro-batch: whole ones, kept until the last, are what FSDP2 avoids.
+        with nullcontext() if is_last or config.shard else accelerator.no_sync(run.model):
             logits, smoothing = logits_of(run.model, inputs), config.optim.label_smoothing
             micro_loss = run.data.objective.loss(logits, targets, smoothing)
             if batch.partners is not None:
@@ -295,10 +303,14 @@ def evaluate(
     model.eval()
     mine = torch.arange(len(items))[process::num_processes]
     found: list[Outcomes] = []
-    for first in range(0, len(mine), EVAL_BATCH):
-        inputs, targets = on_device(items.batch(mine[first : first + EVAL_BATCH]), device)
+    for first in range(0, -(-len(items) // num_processes), EVAL_BATCH):
+        batch = mine[first : first + EVAL_BATCH]
+        # The layers of a spread network are gathered by all processes together: one that has run out of items
+        # computes some again, to no account.
+        inputs, targets = on_device(items.batch(batch if len(batch) else mine[:1]), device)
         outcomes = data.objective.outcomes(logits_of(model, inputs), targets)
-        found.append({name: tensor.cpu() for name, tensor in outcomes.items()})
+        if len(batch):
+            found.append({name: tensor.cpu() for name, tensor in outcomes.items()})
     model.train(was_training)
     shares = gather_object([found]) if num_processes > 1 else [found]
     whole = interleaved(shares)
@@ -344,8 +356,8 @@ def _clip(model: nn.Module, limit: float | None) -> Tensor:
     """Scale the gradients to a norm of at most `limit`; returns the norm before that."""
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     if limit is None:
-        return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    return nn.utils.clip_grad_norm_(parameters, limit)
+        return full(nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None]))
+    return full(nn.utils.clip_grad_norm_(parameters, limit))
 
 
 def _is_due(done: int, every: int, total: int) -> bool:

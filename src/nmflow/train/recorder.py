@@ -10,7 +10,7 @@ from typing import Any
 
 from nmflow.report.folder import RunFolder
 from nmflow.report.measures import MEASURES
-from nmflow.train.checkpoint import Position, State, save_checkpoint
+from nmflow.train.checkpoint import Position, State, checkpoint_path, save_checkpoint
 from nmflow.train.files import MetricsLog
 from nmflow.train.progress import Display
 
@@ -24,7 +24,7 @@ class Recorder:
     def __init__(
         self, folder: RunFolder, start: Position, display: Display, tensorboard: bool = False, writes: bool = True
     ) -> None:
-        self._checkpoint = folder.checkpoint
+        self._folder = folder
         self._display = display
         self._seconds = start.seconds - time.monotonic()
         self._log = MetricsLog(folder.metrics, start.metrics_bytes) if writes else None
@@ -48,9 +48,10 @@ class Recorder:
         self._display.state(_state_text(self._shown))
 
     def save(self, state: State, step: int) -> None:
-        """Write the checkpoint of this step."""
-        if self._log is not None:
-            save_checkpoint(self._checkpoint, state, Position(step, self._log.sync(), self.seconds))
+        """Write the checkpoint of this step; of a spread run, every process its part."""
+        length = 0 if self._log is None else self._log.sync()
+        if self._log is not None or state.config.shard:
+            save_checkpoint(checkpoint_path(self._folder, state.config), state, Position(step, length, self.seconds))
 
     def advance(self, step: int) -> None:
         """`step` steps are done."""

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from torch import nn
+
 from nmflow.models import build_model
 from nmflow.report.folder import RunFolder, read_json
 from nmflow.runtime import compress_file, load_compressed, save_model, verify
 from nmflow.runtime.atomic import replacing
-from nmflow.targets import recorded, slots_to_json
-from nmflow.train.checkpoint import Position, load_checkpoint
+from nmflow.shards import is_spread
+from nmflow.sparsifier import SparsityReport
+from nmflow.targets import record, recorded, slots_to_json
+from nmflow.train.checkpoint import Position, checkpoint_path, load_checkpoint
 from nmflow.train.config import TrainConfig
 from nmflow.train.data import Data
 from nmflow.train.environment import environment
@@ -18,6 +22,7 @@ from nmflow.train.files import remove_leftovers, write_json, write_text
 from nmflow.train.loop import Training, calibrate, evaluate, fit, prepare
 from nmflow.train.progress import Display
 from nmflow.train.recorder import Recorder
+from nmflow.train.shard_files import full
 from nmflow.train.stop import stop_requests
 
 RESULT_FORMAT = 1
@@ -53,16 +58,20 @@ def run_single(
         _keep_files(folder, data)
     run.accelerator.wait_for_everyone()
     start = Position()
-    if folder.checkpoint.exists():
-        start = load_checkpoint(folder.checkpoint, run.state)
+    checkpoint = checkpoint_path(folder, config)
+    if checkpoint.exists():
+        start = load_checkpoint(checkpoint, run.state)
     else:
         calibrate(run)
     display.begin(label, config.steps, start.step)
     recorder = Recorder(folder, start, display, config.tensorboard, writes=main)
     with recorder, stop_requests() as asked_to_stop:
         fit(run, start, recorder, asked_to_stop, resume)
+    seconds = round(recorder.seconds, 2)
+    if main or config.shard:
+        model, report = _finalized(run)
     if main:
-        figures = {**_described(run), "seconds": round(recorder.seconds, 2), **_prove(run, folder)}
+        figures = {**_described(run), "seconds": seconds, **_prove(run, folder, model, report)}
         write_json(folder.result, {**figures, "dense": baseline})
     run.accelerator.wait_for_everyone()
     return read_json(folder.result)
@@ -99,11 +108,24 @@ def _described(run: Training) -> dict[str, Any]:
     }
 
 
-def _prove(run: Training, folder: RunFolder) -> dict[str, Any]:
-    """Finalize the weights, and measure what is in the files. The dense recipe has nothing to prove."""
-    model = run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
-    device = run.accelerator.device
+def _finalized(run: Training) -> tuple[nn.Module, SparsityReport]:
+    """The network with N:M weights, whole: of a spread one every process does its part and gets a copy."""
     report = run.state.sparsifier.finalize()
+    model = run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
+    if not any(is_spread(parameter) for parameter in model.parameters()):
+        return model, report
+    weights = {name: full(tensor).cpu() for name, tensor in model.state_dict().items()}
+    slots = recorded(model)
+    model = build_model(run.config.model, run.data)
+    model.load_state_dict(weights)
+    if slots is not None:
+        record(model, slots)
+    return model.to(run.accelerator.device), report
+
+
+def _prove(run: Training, folder: RunFolder, model: nn.Module, report: SparsityReport) -> dict[str, Any]:
+    """Write the finalized weights, and measure what is in the files. The dense recipe has nothing to prove."""
+    device = run.accelerator.device
     test = evaluate(model, run.data, "test", device)
     save_model(model, folder.model)
     figures: dict[str, Any] = {"val": evaluate(model, run.data, "val", device).to_dict(), "test": test.to_dict()}
