@@ -140,7 +140,7 @@ class EffectiveWeight:
         self.mask, self.effective, self._seen = mine, torch.empty(0), None
 
     def _to_gather(self) -> Tensor:
-        self._notice_changes(held(cast(Shard, self.shard).parameter))
+        self._notice_changes(cast(Shard, self.shard).parameter)
         self._gathered = self.progress.serial
         return self._padded
 
@@ -181,7 +181,7 @@ class EffectiveWeight:
             or seen.weight is not weight
             or seen.version != _version(weight)
             or seen.serial != self.progress.serial
-            or not _alike(self.effective, weight)
+            or not _alike(self.effective, held(weight))
         ):
             try:
                 self.derive(weight, new_masks=self.is_copy or not self.progress.carries_masks)
@@ -192,11 +192,11 @@ class EffectiveWeight:
 
     def derive(self, weight: Tensor, new_masks: bool = True) -> None:
         """Compute mask, W~ and gradient coefficient from the dense weight and the current stages."""
-        weight = held(weight)
         with torch.inference_mode(False), torch.no_grad():
-            new_masks = self._allocate(weight) or new_masks
+            mine = held(weight)
+            new_masks = self._allocate(mine) or new_masks
             layout = self.slots[0][1].layout
-            w, mask, effective = (to_rows(t, layout) for t in (weight.detach(), self.mask, self.effective))
+            w, mask, effective = (to_rows(t, layout) for t in (mine.detach(), self.mask, self.effective))
             own = self._own_coefficient()
             coefficient = None if own is None else to_rows(own, layout)
             if sum(stop - start for start, stop in (slot.row_range for _, slot in self.slots)) < self._height():

@@ -78,7 +78,8 @@ class Shard:
             raise ValueError(f"{name}: FSDP2 with CPU offloading gathers nothing but W; leave CPUOffloadPolicy out")
         if managed.post_forward_mesh_info not in (None, managed.mesh_info):
             raise ValueError(
-                f"{name}: reshard_after_forward as a number keeps W in a form that is not made sparse; say True or False"
+                f"{name}: reshard_after_forward as a number keeps W in a form that is not made sparse; say True or "
+                "False"
             )
         if self._cuts_blocks(layout):
             cut = sorted({m for m in blocks if any(edge % m for edge in range(self._step, self._axis, self._step))})
@@ -127,9 +128,9 @@ class Shard:
         """The whole of a tensor of which every process holds the part that belongs to its part of W. Collective."""
         from torch.distributed.tensor import DTensor, Shard
 
-        stride = torch.empty(self._full, device="meta").stride()
+        like = torch.empty(self._full, device="meta")
         spread = DTensor.from_local(
-            mine.contiguous(), self.mesh, [Shard(self._dim)], run_check=False, shape=self._full, stride=stride
+            mine.contiguous(), self.mesh, [Shard(self._dim)], run_check=False, shape=like.shape, stride=like.stride()
         )
         return spread.full_tensor()
 

@@ -124,6 +124,8 @@ class Sparsifier:
         self._calibrated = not self.recipe.needs_gradients
         self._edited = True
         self._advance(0)
+        for effective in self._effective.values():
+            effective.flips.clear()  # no step has been taken
 
     # -- the run -------------------------------------------------------------------------------------------------
 

@@ -268,6 +268,13 @@ class RunConfig(_Settings):
     out: str | None = None
     """Run folder; none: a new one under runs/."""
 
+    @field_validator("shard")
+    @classmethod
+    def _no_loss_scale(cls, shard: bool, info: ValidationInfo) -> bool:
+        if shard and info.data.get("precision") == "fp16":
+            raise ValueError("a loss scale (precision=fp16) over spread gradients is not supported; use bf16")
+        return shard
+
     @field_validator("accumulate")
     @classmethod
     def _divides_batch(cls, accumulate: int, info: ValidationInfo) -> int:

@@ -22,8 +22,9 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
     Raises `OSError` where a process cannot write.
     """
-    from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
     from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     state = {name: tensor.detach() for name, tensor in tensors.items()}
     try:
@@ -50,7 +51,7 @@ def shard_problems(folder: Path, sizes: Mapping[str, Any]) -> list[str]:
 
 def described(folder: Path) -> dict[str, Tensor]:
     """Name -> a tensor without storage of the shape and dtype that lie in the folder; reads the headers alone."""
-    from torch.distributed.checkpoint import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
@@ -63,8 +64,9 @@ def described(folder: Path) -> dict[str, Tensor]:
 
 def read_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Fill tensors, spread or whole, with those of their names in the folder. Collective."""
-    from torch.distributed.checkpoint import HuggingFaceStorageReader, load
     from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     state = {name: tensor.detach() for name, tensor in tensors.items()}
     try:
@@ -90,6 +92,6 @@ def _several() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def _first(error: Any) -> BaseException:
+def _first(error: Any) -> str:
     """What the first of the processes that failed said."""
-    return next((failure[0] for failure in error.failures.values()), error)
+    return next((str(failure[0]) for failure in error.failures.values()), str(error))

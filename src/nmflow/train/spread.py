@@ -15,11 +15,7 @@ def spread(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     Each of `repeated_blocks` is gathered for itself while it computes, what is left with the model as a whole. With
     bf16, weights are gathered in bf16 and gradients are summed in float32; W, its gradient and AdamW's moments stay
     float32. Build the optimizer afterwards: its parameters are new ones. One process alone has nothing to spread.
-
-    Raises `ValueError` for fp16, whose loss scale would have to be agreed upon.
     """
-    if accelerator.mixed_precision == "fp16":
-        raise ValueError("shard with precision=fp16: a loss scale over spread gradients is not supported; use bf16")
     if accelerator.num_processes > 1:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
