@@ -129,7 +129,8 @@ class EffectiveWeight:
 
     def _keep_part(self) -> None:
         """Of masks that do not follow from W, keep the part that belongs to this process."""
-        mine = torch.ones_like(held(cast(Shard, self.shard).parameter), dtype=torch.bool)
+        shape = held(cast(Shard, self.shard).parameter).shape
+        mine = torch.ones(shape, dtype=torch.bool, device=self.mask.device)
         for index, slot in self.slots:
             part = self.part(slot)
             if index in self.progress.fixed:
@@ -192,8 +193,11 @@ class EffectiveWeight:
 
     def derive(self, weight: Tensor, new_masks: bool = True) -> None:
         """Compute mask, W~ and gradient coefficient from the dense weight and the current stages."""
+        mine = held(weight)
+        if mine.is_meta:  # on its way to another device, or to several; masks that do not follow from W stay
+            self.effective, self._seen = torch.empty(0), None
+            return
         with torch.inference_mode(False), torch.no_grad():
-            mine = held(weight)
             new_masks = self._allocate(mine) or new_masks
             layout = self.slots[0][1].layout
             w, mask, effective = (to_rows(t, layout) for t in (mine.detach(), self.mask, self.effective))
@@ -251,7 +255,7 @@ class EffectiveWeight:
         if self.shard is None:
             self.effective = torch.empty_like(weight)
         else:
-            self.effective, self._padded = self.shard.empty()
+            self.effective, self._padded = self.shard.empty(weight)
         self.mask = self.mask.to(weight.device) if moved else torch.ones_like(weight, dtype=torch.bool)
         if self.gradient == "masked":
             self.coefficient = self.mask

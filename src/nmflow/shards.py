@@ -118,9 +118,8 @@ class Shard:
         """The dense W, a DTensor, also while a layer has it gathered."""
         return cast(nn.Parameter, self._managed.sharded_param)
 
-    def empty(self) -> tuple[Tensor, Tensor]:
-        """A tensor like what is held of W, and the padded one that it is a part of, the same on every process."""
-        mine = held(self.parameter)
+    def empty(self, mine: Tensor) -> tuple[Tensor, Tensor]:
+        """A tensor like `mine`, what is held of W, and the padded one that it is a part of, as long on every process."""
         padded = mine.new_zeros(self._managed.padded_sharded_param_size)
         return padded.narrow(self._dim, 0, mine.shape[self._dim]), padded
 

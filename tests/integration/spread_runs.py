@@ -213,6 +213,31 @@ def check_loaded_anew() -> None:
     torch.testing.assert_close(torch.tensor(found), torch.tensor(curve), rtol=0, atol=1e-6)
 
 
+def check_accelerate() -> None:
+    """Accelerate's own way into FSDP2, which it opens on GPUs alone; from the meta device as well."""
+    from accelerate import Accelerator
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+    one = build()
+    first = sparsify(one, "sr-ste", {})
+    curve = steps(one, first, False)
+    first.finalize()
+    for through_meta in (False, True):
+        accelerator = Accelerator(cpu=True)
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, cpu_ram_efficient_loading=through_meta, auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=["TransformerEncoderLayer"],
+            reshard_after_forward=True,
+        )  # fmt: skip
+        two = build()
+        second = sparsify(two, "sr-ste", {})
+        fsdp2_prepare_model(accelerator, two)
+        torch.testing.assert_close(torch.tensor(steps(two, second, True)), torch.tensor(curve), rtol=0, atol=1e-6)
+        second.finalize()
+        alike(one, two)
+
+
 def check_bf16() -> None:
     """Gathered in bf16, kept in float32; the masks are those of the float32 weights."""
     model = build()
@@ -271,6 +296,7 @@ CHECKS = {
     "resume": check_resume,
     "afterwards": check_attached_afterwards,
     "anew": check_loaded_anew,
+    "accelerate": check_accelerate,
     "bf16": check_bf16,
     "refusals": check_refusals,
 }

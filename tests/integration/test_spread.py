@@ -18,7 +18,10 @@ from nmflow.train.config import TrainConfig
 from nmflow.train.data import load_data
 
 HERE = Path(__file__).parent
-CHECKS = ("recipes", "masks", "accumulation", "memory", "columns", "resume", "afterwards", "anew", "bf16", "refusals")
+CHECKS = (
+    "recipes", "masks", "accumulation", "memory", "columns", "resume", "afterwards", "anew", "accelerate", "bf16",
+    "refusals",
+)  # fmt: skip
 
 
 def on(processes: int, *arguments: str) -> tuple[int, str, str]:
