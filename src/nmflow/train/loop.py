@@ -8,7 +8,7 @@ import os
 import random
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -21,9 +21,9 @@ from nmflow.models import build_model
 from nmflow.sparsifier import Sparsifier, SparsityReport
 from nmflow.train.checkpoint import Position, State
 from nmflow.train.config import TrainConfig
-from nmflow.train.data import Data, Inputs, Split, batch_indices, share, step_generator
+from nmflow.train.data import Data, Inputs, Split, batch_indices, longest_first, share, step_generator
 from nmflow.train.data.augment import mix
-from nmflow.train.objectives import NOT_COUNTED, Outcomes, Regress, interleaved, mean_loss
+from nmflow.train.objectives import NOT_COUNTED, Outcomes, Regress, in_order, interleaved, mean_loss
 from nmflow.train.optim import build_optimizer, learning_rate
 from nmflow.train.recorder import Recorder
 from nmflow.train.stop import how_to_resume
@@ -254,6 +254,8 @@ class Score:
     figures: dict[str, float]
     items: int
     """Items, or for language tokens."""
+    further: Mapping[str, Score | None] = field(default_factory=dict)
+    """Those of further test splits by name, none where one is not there."""
 
     @property
     def main(self) -> float:
@@ -262,7 +264,8 @@ class Score:
 
     def to_dict(self) -> dict[str, Any]:
         """As result.json has it."""
-        return {"loss": self.loss, **self.figures, "items": self.items}
+        further = {name: score and score.to_dict() for name, score in self.further.items()}
+        return {"loss": self.loss, **self.figures, "items": self.items, **further}
 
 
 def logits_of(model: nn.Module, inputs: Inputs) -> Tensor:
@@ -294,12 +297,14 @@ def evaluate(
     was_training = model.training
     model.eval()
     mine = torch.arange(len(items))[process::num_processes]
+    order = longest_first(items, mine)
     found: list[Outcomes] = []
     for first in range(0, len(mine), EVAL_BATCH):
-        inputs, targets = on_device(items.batch(mine[first : first + EVAL_BATCH]), device)
+        inputs, targets = on_device(items.batch(mine[order[first : first + EVAL_BATCH]]), device)
         outcomes = data.objective.outcomes(logits_of(model, inputs), targets)
         found.append({name: tensor.cpu() for name, tensor in outcomes.items()})
     model.train(was_training)
+    found = [in_order(found, order)] if found else []
     shares = gather_object([found]) if num_processes > 1 else [found]
     whole = interleaved(shares)
     return Score(mean_loss(whole), data.objective.figures(whole), int(whole["count"].sum()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from nmflow.models import build_model
@@ -15,7 +15,7 @@ from nmflow.train.config import TrainConfig
 from nmflow.train.data import Data
 from nmflow.train.environment import environment
 from nmflow.train.files import remove_leftovers, write_json, write_text
-from nmflow.train.loop import Training, calibrate, evaluate, fit, prepare
+from nmflow.train.loop import Score, Training, calibrate, evaluate, fit, prepare
 from nmflow.train.progress import Display
 from nmflow.train.recorder import Recorder
 from nmflow.train.stop import stop_requests
@@ -104,7 +104,7 @@ def _prove(run: Training, folder: RunFolder) -> dict[str, Any]:
     model = run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
     device = run.accelerator.device
     report = run.state.sparsifier.finalize()
-    test = evaluate(model, run.data, "test", device)
+    test = _tested(model, run)
     save_model(model, folder.model)
     figures: dict[str, Any] = {"val": evaluate(model, run.data, "val", device).to_dict(), "test": test.to_dict()}
     slots = recorded(model)
@@ -115,7 +115,7 @@ def _prove(run: Training, folder: RunFolder) -> dict[str, Any]:
     if not proof.ok:
         raise RuntimeError("\n".join([f"{folder.model}: this is a defect of nmflow", *proof.lines()]))
     files = compress_file(folder.model, folder.compressed)
-    again = evaluate(_from_file(run, folder), run.data, "test", device)
+    again = _tested(_from_file(run, folder), run)
     if abs(again.main - test.main) > AGREEMENT * max(1.0, abs(test.main)):
         name = next(iter(test.figures))
         raise RuntimeError(
@@ -133,6 +133,16 @@ def _prove(run: Training, folder: RunFolder) -> dict[str, Any]:
             "bytes_after": files.bytes_after,
         },
     }
+
+
+def _tested(model: Any, run: Training) -> Score:
+    """The score on the test split, those on further ones in it."""
+    device = run.accelerator.device
+    further = {
+        name: None if split is None else evaluate(model, replace(run.data, test=split), "test", device)
+        for name, split in run.data.further.items()
+    }
+    return replace(evaluate(model, run.data, "test", device), further=further)
 
 
 def _from_file(run: Training, folder: RunFolder) -> Any:
