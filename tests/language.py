@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,20 @@ def sentence(rng: random.Random, length: int = 0) -> str:
     return " ".join(rng.choice(WORDS) for _ in range(length or rng.randint(3, 9)))
 
 
-def bert_folder(folder: Path, weights: bool = True) -> Path:
-    """A folder as `save_pretrained` leaves it: a BERT of two narrow layers and a WordPiece tokenizer."""
+def bert_folder(folder: Path, weights: bool = True, words: Sequence[str] = WORDS, spread: float = 0.2) -> Path:
+    """A folder as `save_pretrained` leaves it: a BERT of two narrow layers and a WordPiece tokenizer.
+
+    `spread`: standard deviation of its weights; with large ones it says something else of every sentence.
+    """
     import torch
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = {word: place for place, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS))}
+    vocabulary = {word: place for place, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words))}
     BertTokenizerFast(vocab=vocabulary).save_pretrained(folder)
     config = BertConfig(
-        vocab_size=5 + len(WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=64, initializer_range=0.2,
+        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=64, initializer_range=spread,
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)
