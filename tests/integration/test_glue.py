@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import re
+import statistics
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,17 +14,20 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from language import HEADS, bert_folder, glue_folder
 from safetensors.torch import load_file
 from scipy import stats
 from sklearn import metrics
 from small_runs import one_run
 
+from nmflow.cli import cli
+from nmflow.experiments import compare
 from nmflow.report.folder import RunFolder
 from nmflow.report.page import write_page
 from nmflow.report.plots import plot_training
 from nmflow.report.tables import result_lines
-from nmflow.train.config import TrainConfig
+from nmflow.train.config import CompareConfig, TrainConfig
 from nmflow.train.data import load_data
 
 pytest.importorskip("transformers", reason="the encoder comes from transformers, which is an extra")
@@ -167,3 +171,33 @@ def test_figures_on_the_real_files(tmp_path: Path, shared_data: Path, task: str)
     bert = bert_folder(tmp_path / "bert", words=[word for word, _ in words.most_common(600)], spread=1.0)
     result = assert_figures(tmp_path, bert, task)
     assert result["test"]["items"] == (71 if task == "WNLI" else 120)
+
+
+def test_comparisons_of_several_tasks_make_its_table(tmp_path: Path, bert: Path) -> None:
+    """What `nmflow report` prints is the arithmetic of the runs; GLUE's averages need tasks that are not there."""
+    figures: dict[str, list[float]] = {}
+    for task in ("MRPC", "MNLI"):
+        settings = config(glue_folder(tmp_path, task, train=60, test=45), bert, steps=4).model_dump(
+            exclude={"pattern", "targets", "recipe", "seed", "baseline"}
+        )
+        out = tmp_path / "runs" / task
+        done = compare(CompareConfig(**{**settings, "recipes": "ste", "pattern": "1:4", "seeds": 2, "out": str(out)}))
+        tests = [json.loads((out / "runs" / f"ste-1-4-s{seed}" / "result.json").read_text())["test"] for seed in (0, 1)]
+        assert not done.failed
+        figures[task] = [test["score" if task == "MRPC" else "accuracy"] for test in tests]
+        if task == "MNLI":
+            figures["MNLI-mm"] = [test["mismatched"]["accuracy"] for test in tests]
+    mean = [(mrpc + (m + mm) / 2) / 2 for mrpc, m, mm in zip(*figures.values(), strict=True)]
+    folders = [str(tmp_path / "runs" / task) for task in ("MRPC", "MNLI")]
+    asked = CliRunner().invoke(cli, ["report", *folders, "--tasks", "MRPC,MNLI"])
+    assert asked.exit_code == 0, asked.output
+    cells = [cell.strip() for cell in asked.output.splitlines()[2].strip("|").split("|")]
+    assert cells[:3] == ["1:4", "ste", "2"]
+    assert cells[3] == f"{50 * sum(mean):.1f} ± {100 * abs(mean[0] - mean[1]) / 2**0.5:.1f}"
+    assert cells[4] == f"{50 * sum(figures['MNLI']):.1f} ± {100 * statistics.stdev(figures['MNLI']):.1f}"
+    whole = json.loads(CliRunner().invoke(cli, ["report", *folders, "--json"]).output)["glue"]["rows"][0]
+    assert whole["averages"]["overall"]["mean"] is whole["averages"]["leaderboard"]["mean"] is None
+    assert whole["columns"]["MNLI-mm"]["values"] == figures["MNLI-mm"]
+    refused = CliRunner().invoke(cli, ["report", str(tmp_path)])
+    assert refused.exit_code == 2
+    assert "neither a run nor a comparison" in refused.output
