@@ -63,9 +63,7 @@ def rows_of(file: Path, task: str) -> Iterator[dict[str, str]]:
     """The lines of an official file, read by the csv module."""
     content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     names = None if HEADS[task] else ["source", "label", "star", "sentence"]
-    return csv.DictReader(
-        content.decode("utf-8-sig").split("\n")[:-1], names, delimiter="\t", quoting=csv.QUOTE_NONE
-    )  # type: ignore[return-value]  # dictionaries
+    return csv.DictReader(content.decode("utf-8-sig").split("\n")[:-1], names, delimiter="\t", quoting=csv.QUOTE_NONE)  # type: ignore[return-value]  # dictionaries
 
 
 def judged(folder: RunFolder, bert: Path, file: Path, task: str) -> dict[str, float]:

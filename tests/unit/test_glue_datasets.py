@@ -61,9 +61,7 @@ def test_both_readers_give_the_same(tmp_path: Path, bert: Path, task: str) -> No
 
 
 @pytest.mark.parametrize("task", ["MRPC", "STS-B"])
-def test_both_readers_give_the_same_of_the_real_files(
-    tmp_path: Path, shared_data: Path, bert: Path, task: str
-) -> None:
+def test_both_readers_give_the_same_of_the_real_files(tmp_path: Path, shared_data: Path, bert: Path, task: str) -> None:
     folder = shared_data / "glue" / task
     if not folder.is_dir():
         pytest.skip(f"no {task} at {folder.parent}")

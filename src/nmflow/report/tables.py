@@ -139,9 +139,7 @@ class Cell:
     measure: str = DEFAULT
 
     @classmethod
-    def of(
-        cls, recipe: str, pattern: str, values: Mapping[int, float | None], measure: str = DEFAULT
-    ) -> Cell:
+    def of(cls, recipe: str, pattern: str, values: Mapping[int, float | None], measure: str = DEFAULT) -> Cell:
         """The cell of these values by seed."""
         done = [value for value in values.values() if value is not None]
         return cls(
