@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 WORDS = ("a", "bad", "big", "cat", "dog", "film", "fun", "good", "is", "it", "less", "more", "not", "old", "runs",
          "sad", "small", "the", "very", "was")  # fmt: skip
@@ -14,17 +16,20 @@ def sentence(rng: random.Random, length: int = 0) -> str:
     return " ".join(rng.choice(WORDS) for _ in range(length or rng.randint(3, 9)))
 
 
-def bert_folder(folder: Path, weights: bool = True) -> Path:
-    """A folder as `save_pretrained` leaves it: a BERT of two narrow layers and a WordPiece tokenizer."""
+def bert_folder(folder: Path, weights: bool = True, words: Sequence[str] = WORDS, spread: float = 0.2) -> Path:
+    """A folder as `save_pretrained` leaves it: a BERT of two narrow layers and a WordPiece tokenizer.
+
+    `spread`: standard deviation of its weights; with large ones it says something else of every sentence.
+    """
     import torch
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = {word: place for place, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS))}
+    vocabulary = {word: place for place, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words))}
     BertTokenizerFast(vocab=vocabulary).save_pretrained(folder)
     config = BertConfig(
-        vocab_size=5 + len(WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=64, initializer_range=0.2,
+        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=64, initializer_range=spread,
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -82,6 +87,49 @@ def glue_folder(root: Path, task: str, train: int = 60, test: int = 21, packed: 
         else:
             (folder / f"{name}.tsv").write_text(text, encoding="utf-8")
     return folder
+
+
+HUB = {
+    "CoLA": (("sentence",), ("unacceptable", "acceptable")),
+    "SST-2": (("sentence",), ("negative", "positive")),
+    "MRPC": (("sentence1", "sentence2"), ("not_equivalent", "equivalent")),
+    "STS-B": (("sentence1", "sentence2"), ()),
+    "QQP": (("question1", "question2"), ("not_duplicate", "duplicate")),
+    "MNLI": (("premise", "hypothesis"), ("entailment", "neutral", "contradiction")),
+    "QNLI": (("question", "sentence"), ("entailment", "not_entailment")),
+    "RTE": (("sentence1", "sentence2"), ("entailment", "not_entailment")),
+    "WNLI": (("sentence1", "sentence2"), ("not_entailment", "entailment")),
+}
+"""Columns and classes of nyu-mll/glue on the hub, class 0 first; a score has none."""
+_CELLS = {"CoLA": (3, 1), "MRPC": (3, 4, 0), "STS-B": (7, 8, 9), "QQP": (3, 4, 5), "MNLI": (8, 9, 11),
+          "SST-2": (0, 1)}  # fmt: skip
+"""Where sentences and label stand in a line of the official files; QNLI, RTE, WNLI: (1, 2, 3)."""
+
+
+def glue_dataset(folder: Path, task: str) -> Any:
+    """The DatasetDict that the hub has of the files in `folder`, with a test split whose labels are hidden."""
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+    columns, classes = HUB[task]
+    label = ClassLabel(names=list(classes)) if classes else Value("float32")
+    features = Features({**{name: Value("string") for name in columns}, "label": label, "idx": Value("int32")})
+    splits = {}
+    for file in sorted(folder.glob("*.tsv*")):
+        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        cells = [line.split("\t") for line in content.decode().rstrip("\n").split("\n")][bool(HEADS[task]) :]
+        *places, last = _CELLS.get(task, (1, 2, 3))
+        rows = {name: [row[place] for row in cells] for name, place in zip(columns, places, strict=True)}
+        rows["label"] = [_hub_label(row[last], classes) for row in cells]
+        name = file.name.split(".")[0].replace("dev", "validation")
+        splits[name] = Dataset.from_dict({**rows, "idx": list(range(len(cells)))}, features=features)
+    hidden = {**{name: ["it is fun"] * 3 for name in columns}, "label": [-1] * 3, "idx": [0, 1, 2]}
+    return DatasetDict({**splits, "test": Dataset.from_dict(hidden, features=features)})
+
+
+def _hub_label(text: str, classes: tuple[str, ...]) -> float:
+    if not classes:
+        return float(text)
+    return classes.index(text) if text in classes else int(text)
 
 
 def parallel_folder(folder: Path, layout: str, packed: bool) -> dict[str, list[tuple[str, str]]]:

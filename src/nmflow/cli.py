@@ -131,6 +131,23 @@ def compare(settings: tuple[str, ...], as_json: bool) -> None:
     _answer(result.lines(), result.to_dict(), as_json)
 
 
+@cli.command(short_help="Put runs of several folders into one table.")
+@click.argument("folders", nargs=-1, required=True, metavar="FOLDER...", type=click.Path(exists=True))
+@click.option("--tasks", metavar="TASK,...", help="Of GLUE: average over these tasks, such as MRPC,SST-2.")
+@json_option
+def report(folders: tuple[str, ...], tasks: str | None, as_json: bool) -> None:
+    """Put the runs and comparisons at FOLDER... into one table for each data set; those of GLUE into GLUE's.
+
+    GLUE's table has a column a task, by the task's own measures, and two averages: overall, as in the paper (nine
+    columns, no WNLI), and that of GLUE's leaderboard (nine tasks, WNLI among them). An average is missing where a
+    task is; --tasks names a smaller set.
+    """
+    from nmflow.experiments import collect
+
+    found = collect(folders, tasks.split(",") if tasks else ())
+    _answer(found.lines(), found.to_dict(), as_json)
+
+
 @cli.command(short_help="Prove a file N:M, block by block.")
 @click.argument("path", type=click.Path(exists=True))
 @targets_option

@@ -119,7 +119,7 @@ class Shard:
         return cast(nn.Parameter, self._managed.sharded_param)
 
     def empty(self, mine: Tensor) -> tuple[Tensor, Tensor]:
-        """A tensor like `mine`, what is held of W, and the padded one that it is a part of, as long on every process."""
+        """A tensor like `mine`, what is held of W, and the one that it is a part of, padded to one size everywhere."""
         padded = mine.new_zeros(self._managed.padded_sharded_param_size)
         return padded.narrow(self._dim, 0, mine.shape[self._dim]), padded
 

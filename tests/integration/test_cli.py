@@ -50,7 +50,7 @@ sys.meta_path.insert(0, Refuse())
         (("train", "--help"), 0, "resume=DIR"),
         ((), 2, "Commands:"),
         (("scedule", "ste", "1:4"), 2, 'did you mean "schedule"?'),
-        (("frobnicate",), 2, "compare, compress, doctor, schedule, targets, train, verify"),
+        (("frobnicate",), 2, "compare, compress, doctor, report, schedule, targets, train, verify"),
         (("schedule",), 2, "Missing argument"),
         (("schedule", "mdgf-linaer", "1:8"), 2, 'did you mean "mdgf-linear"'),
         (("schedule", "ste", "8:1"), 2, 'did you mean "1:8"'),

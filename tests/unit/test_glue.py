@@ -13,6 +13,8 @@ from language import HEADS, WORDS, bert_folder, glue_folder
 
 from nmflow.train.config import DataConfig
 from nmflow.train.data import Data, load_data
+from nmflow.train.data.glue_tasks import TASKS
+from nmflow.train.data.glue_tsv import read_tsv
 
 pytest.importorskip("transformers", reason="sentences are cut up by transformers, which is an extra")
 
@@ -73,9 +75,42 @@ def test_a_batch_is_what_the_tokenizer_gives_its_items(tmp_path: Path, bert: Pat
     assert 0 in inputs["attention_mask"]
 
 
-def test_mismatched_mnli_is_asked_for_by_name(tmp_path: Path, bert: Path) -> None:
-    glue_folder(tmp_path, "MNLI")
-    assert len(load(tmp_path / "MNLI-MM", bert).test) == 22
+def test_mnli_has_two_test_sets(tmp_path: Path, bert: Path) -> None:
+    """The mismatched one may be missing; that is said."""
+    data = load(glue_folder(tmp_path, "MNLI"), bert)
+    assert list(data.further) == ["mismatched"]
+    assert data.further["mismatched"] is not None
+    assert (len(data.test), len(data.further["mismatched"])) == (21, 22)
+    assert "21 test, 22 mismatched; " in data.describe()
+    (tmp_path / "MNLI" / "dev_mismatched.tsv").unlink()
+    without = load(tmp_path / "MNLI", bert)
+    assert without.further == {"mismatched": None}
+    assert "21 test; " in without.describe()
+    assert without.describe().endswith("; mismatched is missing")
+    assert load(glue_folder(tmp_path, "RTE"), bert).further == {}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
+@pytest.mark.parametrize("task", HEADS)
+def test_files_as_they_come(tmp_path: Path, task: str, packed: bool) -> None:
+    """A byte order mark, lines that end in CR LF, a CR alone, quotes that never close, ends that only Unicode knows."""
+    folder = glue_folder(tmp_path, task)
+    path = folder / ("dev_matched.tsv" if task == "MNLI" else "dev.tsv")
+    odd = path.read_text().replace("good", '"good').replace(" is ", " 'is\u2028 ").replace("dog", "d\x85g\x0c")
+    content = b"\xef\xbb\xbf" + odd.replace("sad", "s\rad").replace("\n", "\r\n").encode()
+    path.unlink()
+    packed_path = path.with_name(f"{path.name}.gz")
+    packed_path.write_bytes(gzip.compress(content)) if packed else path.write_bytes(content)
+    table = read_tsv(folder, path.stem, TASKS[task])
+    assert table is not None
+    names = HEADS[task].split("\t") if HEADS[task] else ["source", "label", "star", "sentence"]
+    lines = odd.split("\n")[bool(HEADS[task]) : -1]
+    expected = [dict(zip(names, row, strict=True)) for row in csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)]
+    assert [row[0] for row in table.rows] == [
+        tuple(row[name].replace("sad", "s\rad") for name in TASKS[task].sentences) for row in expected
+    ]
+    assert len(table.rows) == 21
+    assert any('"' in text for row in table.rows for text in row[0])
 
 
 def test_what_is_not_there_or_broken_is_refused(tmp_path: Path, bert: Path) -> None:
@@ -109,10 +144,10 @@ def test_what_is_not_there_or_broken_is_refused(tmp_path: Path, bert: Path) -> N
 def test_a_score_that_is_no_number_is_refused(tmp_path: Path, bert: Path) -> None:
     folder = glue_folder(tmp_path, "STS-B")
     lines = (folder / "dev.tsv").read_text().splitlines()
-    for score in ("high", "nan"):
+    for score in ("high", "nan", "-1", "5.001"):
         lines[3] = lines[3].rpartition("\t")[0] + f"\t{score}"
         (folder / "dev.tsv").write_text("\n".join(lines) + "\n")
-        with pytest.raises(ValueError, match=r"dev\.tsv: 1 of its lines, the first 4,.*any finite number"):
+        with pytest.raises(ValueError, match=r"dev\.tsv: 1 of its lines, the first 4,.*a score from 0 to 5"):
             load(folder, bert)
 
 

@@ -123,6 +123,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """Every figure of the run in a folder, None where it is not done."""
+    file = RunFolder(folder).result
+    return read_json(file) if file.exists() else None
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics log, none where there is no file; a last line that is still being written is left out.
 

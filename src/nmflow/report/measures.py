@@ -27,11 +27,11 @@ class Measure:
             return "missing"
         return f"{100 * value:.{digits}f} %" if self.fraction else f"{value:.{digits}f}"
 
-    def number(self, value: float | None, sign: bool = False) -> str:
+    def number(self, value: float | None, sign: bool = False, digits: int = 2) -> str:
         """The number alone, for a column whose head names the unit; nothing where there is none."""
         if value is None:
             return ""
-        return f"{(100 if self.fraction else 1) * value:{'+' if sign else ''}.2f}"
+        return f"{(100 if self.fraction else 1) * value:{'+' if sign else ''}.{digits}f}"
 
     @property
     def head(self) -> str:
@@ -63,3 +63,12 @@ def main_measure(result: Mapping[str, Any]) -> str:
 def measures_of(score: Mapping[str, Any]) -> list[str]:
     """The names of all measures in one score, in its order."""
     return [name for name in score if name in MEASURES]
+
+
+def further_scores(score: Mapping[str, Any]) -> dict[str, Mapping[str, Any] | None]:
+    """The scores on further test splits that stand in a score, by name; none for a split that was not there.
+
+    >>> further_scores({"loss": 0.5, "accuracy": 0.8, "items": 10, "mismatched": None})
+    {'mismatched': None}
+    """
+    return {name: value for name, value in score.items() if value is None or isinstance(value, dict)}

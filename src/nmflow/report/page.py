@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from nmflow.report.folder import RunFolder, read_json
-from nmflow.report.measures import MEASURES, measures_of
+from nmflow.report.measures import MEASURES, further_scores, measures_of
 from nmflow.report.tables import run_title, verdict
 
 _STYLE = """
@@ -66,15 +66,20 @@ def _scores(result: dict[str, Any]) -> str:
     if result["compressed"] is not None:
         rows.append(("sparse, from the compressed file", result["compressed"]["test"], None))
     measures = measures_of(result["test"])
-    return _table(
-        ["run", *(MEASURES[measure].label for measure in measures), "loss", "items", "training, s"],
-        [
-            [name, *(MEASURES[measure].text(score[measure], 2) for measure in measures), f"{score['loss']:.4f}",
-             f"{score['items']:,}", "" if seconds is None else f"{seconds:,.1f}"]
-            for name, score, seconds in rows
-        ],
-        numbers=range(1, len(measures) + 4),
-    )  # fmt: skip
+    cells = []
+    for name, score, seconds in rows:
+        cells.append([*_score_cells(name, score, measures), "" if seconds is None else f"{seconds:,.1f}"])
+        for part, other in further_scores(score).items():
+            cells.append([*_score_cells(f"{name}, {part}", other, measures), ""])
+    heads = ["run", *(MEASURES[measure].label for measure in measures), "loss", "items", "training, s"]
+    return _table(heads, cells, numbers=range(1, len(measures) + 4))
+
+
+def _score_cells(name: str, score: Mapping[str, Any] | None, measures: Sequence[str]) -> list[str]:
+    if score is None:
+        return [name, *(MEASURES[measure].text(None) for measure in measures), "", ""]
+    figures = (MEASURES[measure].text(score[measure], 2) for measure in measures)
+    return [name, *figures, f"{score['loss']:.4f}", f"{score['items']:,}"]
 
 
 def _proof(result: dict[str, Any]) -> list[str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nmflow.report.folder import RunFolder, read_json
-from nmflow.report.measures import DEFAULT, MEASURES, main_measure
+from nmflow.report.folder import RunFolder, read_json, read_result
+from nmflow.report.measures import DEFAULT, MEASURES, further_scores, main_measure
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
@@ -94,11 +94,15 @@ def bytes_line(before: int, after: int) -> str:
     return f"bytes: {before:,} -> {after:,} ({before / after:.2f} times smaller)"
 
 
-def _score(score: dict[str, Any], name: str) -> str:
-    """`96.4 % (343 of 356)`: the count says how fine the scale is."""
+def _score(score: Mapping[str, Any] | None, name: str) -> str:
+    """`96.4 % (343 of 356)`: the count says how fine the scale is; then what further test splits gave."""
     measure = MEASURES[name]
+    if score is None:
+        return measure.text(None)
     text = measure.text(score[name])
-    return f"{text} ({round(score[name] * score['items']):,} of {score['items']:,})" if measure.counts else text
+    if measure.counts:
+        text += f" ({round(score[name] * score['items']):,} of {score['items']:,})"
+    return ", ".join([text, *(f"{part} {_score(other, name)}" for part, other in further_scores(score).items())])
 
 
 # -- many runs ---------------------------------------------------------------------------------------------------
@@ -134,17 +138,34 @@ class Cell:
     max: float | None
     measure: str = DEFAULT
 
+    @classmethod
+    def of(cls, recipe: str, pattern: str, values: Mapping[int, float | None], measure: str = DEFAULT) -> Cell:
+        """The cell of these values by seed."""
+        done = [value for value in values.values() if value is not None]
+        return cls(
+            recipe,
+            pattern,
+            tuple(values),
+            tuple(values.values()),
+            n=len(done),
+            mean=math.fsum(done) / len(done) if done else None,
+            sd=statistics.stdev(done) if len(done) > 1 else None,
+            min=min(done, default=None),
+            max=max(done, default=None),
+            measure=measure,
+        )
+
     @property
     def missing(self) -> tuple[int, ...]:
         """Seeds without a result."""
         return tuple(seed for seed, a in zip(self.seeds, self.values, strict=True) if a is None)
 
-    def text(self) -> str:
+    def text(self, digits: int = 2) -> str:
         """`96.43 ± 0.41`, in the unit of `measure`; n decides whether there is a spread to show."""
         if self.mean is None:
             return "missing"
-        number = MEASURES[self.measure].number
-        return number(self.mean) + ("" if self.sd is None else f" ± {number(self.sd)}")
+        mean, sd = (MEASURES[self.measure].number(value, digits=digits) for value in (self.mean, self.sd))
+        return f"{mean} ± {sd}" if sd else mean
 
 
 def read_cells(planned: Iterable[PlannedRun]) -> list[Cell]:
@@ -156,23 +177,10 @@ def read_cells(planned: Iterable[PlannedRun]) -> list[Cell]:
 
 
 def _cell(recipe: str, pattern: str, runs: Sequence[PlannedRun]) -> Cell:
-    files = [RunFolder(run.folder).result for run in runs]
-    results = [read_json(file) if file.exists() else None for file in files]
-    measure = next((main_measure(result) for result in results if result is not None), DEFAULT)
-    values = tuple(None if result is None else float(result["test"][measure]) for result in results)
-    done = [value for value in values if value is not None]
-    return Cell(
-        recipe,
-        pattern,
-        tuple(run.seed for run in runs),
-        values,
-        n=len(done),
-        mean=math.fsum(done) / len(done) if done else None,
-        sd=statistics.stdev(done) if len(done) > 1 else None,
-        min=min(done, default=None),
-        max=max(done, default=None),
-        measure=measure,
-    )
+    results = {run.seed: read_result(run.folder) for run in runs}
+    measure = next((main_measure(result) for result in results.values() if result is not None), DEFAULT)
+    values = {seed: None if result is None else float(result["test"][measure]) for seed, result in results.items()}
+    return Cell.of(recipe, pattern, values, measure)
 
 
 def _measure_of(cells: Sequence[Cell]) -> str:
@@ -186,8 +194,13 @@ def table_to_json(cells: Sequence[Cell]) -> dict[str, Any]:
         "format": 2,
         "measured": f"test {MEASURES[_measure_of(cells)].label} of the finalized model",
         "sd": "sample standard deviation over seeds, n - 1 in the denominator",
-        "cells": [{**asdict(cell), "missing": list(cell.missing)} for cell in cells],
+        "cells": [cell_to_json(cell) for cell in cells],
     }
+
+
+def cell_to_json(cell: Cell) -> dict[str, Any]:
+    """A cell as plain data."""
+    return {**asdict(cell), "missing": list(cell.missing)}
 
 
 def table_lines(cells: Sequence[Cell]) -> list[str]:
@@ -200,6 +213,11 @@ def table_lines(cells: Sequence[Cell]) -> list[str]:
         rows.append([cell.pattern, cell.recipe, cell.text(), n, measure.number(cell.min), measure.number(cell.max)])
         known = dense is not None and cell.mean is not None and cell.pattern != "dense"
         rows[-1].append(measure.number(cell.mean - dense, sign=True) if known else "")  # type: ignore[operator]  # it is
+    return markdown(rows)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a padded table; the first row is its head."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows

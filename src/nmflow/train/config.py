@@ -143,7 +143,7 @@ class DataConfig(_Settings):
     name: Literal["digits", "cifar10", "images", "text", "glue", "translation"] = "digits"
     """digits (comes with scikit-learn), cifar10, images (a folder a class), text, glue (a task) or translation."""
     path: str | None = None
-    """File or folder that holds the data; digits needs none. GLUE: a task's folder. Text: a file or a folder."""
+    """File or folder that holds the data; digits needs none. GLUE: a task's folder, or its name on the hub."""
     image_size: Count | None = None
     """Images: edge in pixels that every image is brought to; none: the size of the first one."""
     augment: bool | None = None

@@ -8,7 +8,7 @@ import os
 import random
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -21,9 +21,9 @@ from nmflow.models import build_model
 from nmflow.sparsifier import Sparsifier, SparsityReport
 from nmflow.train.checkpoint import Position, State
 from nmflow.train.config import TrainConfig
-from nmflow.train.data import Data, Inputs, Split, batch_indices, share, step_generator
+from nmflow.train.data import Data, Inputs, Split, batch_indices, longest_first, share, step_generator
 from nmflow.train.data.augment import mix
-from nmflow.train.objectives import NOT_COUNTED, Outcomes, Regress, interleaved, mean_loss
+from nmflow.train.objectives import NOT_COUNTED, Outcomes, Regress, in_order, interleaved, mean_loss
 from nmflow.train.optim import build_optimizer, learning_rate
 from nmflow.train.recorder import Recorder
 from nmflow.train.shard_files import full
@@ -262,6 +262,8 @@ class Score:
     figures: dict[str, float]
     items: int
     """Items, or for language tokens."""
+    further: Mapping[str, Score | None] = field(default_factory=dict)
+    """Those of further test splits by name, none where one is not there."""
 
     @property
     def main(self) -> float:
@@ -270,7 +272,8 @@ class Score:
 
     def to_dict(self) -> dict[str, Any]:
         """As result.json has it."""
-        return {"loss": self.loss, **self.figures, "items": self.items}
+        further = {name: score and score.to_dict() for name, score in self.further.items()}
+        return {"loss": self.loss, **self.figures, "items": self.items, **further}
 
 
 def logits_of(model: nn.Module, inputs: Inputs) -> Tensor:
@@ -302,16 +305,18 @@ def evaluate(
     was_training = model.training
     model.eval()
     mine = torch.arange(len(items))[process::num_processes]
+    order = longest_first(items, mine)
     found: list[Outcomes] = []
     for first in range(0, -(-len(items) // num_processes), EVAL_BATCH):
-        batch = mine[first : first + EVAL_BATCH]
+        batch = mine[order[first : first + EVAL_BATCH]]
         # The layers of a spread network are gathered by all processes together: one that has run out of items
         # computes some again, to no account.
-        inputs, targets = on_device(items.batch(batch if len(batch) else mine[:1]), device)
+        inputs, targets = on_device(items.batch(batch if len(batch) else torch.tensor([0])), device)
         outcomes = data.objective.outcomes(logits_of(model, inputs), targets)
         if len(batch):
             found.append({name: tensor.cpu() for name, tensor in outcomes.items()})
     model.train(was_training)
+    found = [in_order(found, order)] if found else []
     shares = gather_object([found]) if num_processes > 1 else [found]
     whole = interleaved(shares)
     return Score(mean_loss(whole), data.objective.figures(whole), int(whole["count"].sum()))

@@ -177,6 +177,12 @@ def _with_score(figures: dict[str, float], measures: tuple[str, ...]) -> dict[st
     return {name: figures[name] for name in measures}
 
 
+def in_order(parts: Sequence[Outcomes], order: Tensor) -> Outcomes:
+    """The outcomes of all items in their order; batch by batch they were taken in `order`, a permutation."""
+    places = order.argsort()
+    return {name: torch.cat([part[name] for part in parts])[places] for name in parts[0]}
+
+
 def interleaved(shares: Sequence[Sequence[Outcomes]]) -> Outcomes:
     """The outcomes of all items in their order; process p of P had items p, p + P, ..., in batches."""
     mine = [{name: torch.cat([part[name] for part in share]) for name in share[0]} for share in shares if share]

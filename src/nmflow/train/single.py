@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import nn
@@ -19,7 +19,7 @@ from nmflow.train.config import TrainConfig
 from nmflow.train.data import Data
 from nmflow.train.environment import environment
 from nmflow.train.files import remove_leftovers, write_json, write_text
-from nmflow.train.loop import Training, calibrate, evaluate, fit, prepare
+from nmflow.train.loop import Score, Training, calibrate, evaluate, fit, prepare
 from nmflow.train.progress import Display
 from nmflow.train.recorder import Recorder
 from nmflow.train.shard_files import full
@@ -126,7 +126,7 @@ def _finalized(run: Training) -> tuple[nn.Module, SparsityReport]:
 def _prove(run: Training, folder: RunFolder, model: nn.Module, report: SparsityReport) -> dict[str, Any]:
     """Write the finalized weights, and measure what is in the files. The dense recipe has nothing to prove."""
     device = run.accelerator.device
-    test = evaluate(model, run.data, "test", device)
+    test = _tested(model, run)
     save_model(model, folder.model)
     figures: dict[str, Any] = {"val": evaluate(model, run.data, "val", device).to_dict(), "test": test.to_dict()}
     slots = recorded(model)
@@ -137,7 +137,7 @@ def _prove(run: Training, folder: RunFolder, model: nn.Module, report: SparsityR
     if not proof.ok:
         raise RuntimeError("\n".join([f"{folder.model}: this is a defect of nmflow", *proof.lines()]))
     files = compress_file(folder.model, folder.compressed)
-    again = evaluate(_from_file(run, folder), run.data, "test", device)
+    again = _tested(_from_file(run, folder), run)
     if abs(again.main - test.main) > AGREEMENT * max(1.0, abs(test.main)):
         name = next(iter(test.figures))
         raise RuntimeError(
@@ -155,6 +155,16 @@ def _prove(run: Training, folder: RunFolder, model: nn.Module, report: SparsityR
             "bytes_after": files.bytes_after,
         },
     }
+
+
+def _tested(model: Any, run: Training) -> Score:
+    """The score on the test split, those on further ones in it."""
+    device = run.accelerator.device
+    further = {
+        name: None if split is None else evaluate(model, replace(run.data, test=split), "test", device)
+        for name, split in run.data.further.items()
+    }
+    return replace(evaluate(model, run.data, "test", device), further=further)
 
 
 def _from_file(run: Training, folder: RunFolder) -> Any:

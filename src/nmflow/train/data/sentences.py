@@ -28,6 +28,11 @@ class SentenceSplit:
     def __len__(self) -> int:
         return len(self.targets)
 
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of every item."""
+        return self.starts.diff()
+
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """Inputs [B, T] by name, T the longest of these items, and targets [B]. Nothing is augmented."""
         at, inside = places_of(self.starts, indices)

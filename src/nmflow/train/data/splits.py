@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -30,6 +30,23 @@ class Split(Protocol):
         ...
 
 
+@runtime_checkable
+class Uneven(Split, Protocol):
+    """Items of different lengths: a batch is padded to its longest."""
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of every item."""
+        ...
+
+
+def longest_first(items: Split, indices: Tensor) -> Tensor:
+    """An order of `indices` (their places, a permutation) in which neighbours need little padding."""
+    if not isinstance(items, Uneven):
+        return torch.arange(len(indices))
+    return items.lengths[indices].argsort(descending=True, stable=True)
+
+
 @dataclass(frozen=True)
 class Data:
     """One data set: images are float [B, C, H, W], text int64 [B, T], sentences what a tokenizer gives."""
@@ -46,6 +63,8 @@ class Data:
     """Shape of one input: (C, H, W) or (T,); sentences are at most T tokens long."""
     unit: str = "classes"
     """What `num_classes` counts."""
+    further: Mapping[str, Split | None] = field(default_factory=dict)
+    """Splits that are tested on besides, by what results call them; none: it belongs to the data but is not there."""
     notes: tuple[str, ...] = ()
     """What a reader of results should know, such as a split that is ours."""
     files: Mapping[str, bytes] = field(default_factory=dict)
@@ -56,7 +75,8 @@ class Data:
         shape = "x".join(map(str, self.sample_shape))
         sizes = ", ".join(
             f"{len(split):,} {name}"
-            for name, split in (("train", self.train), ("val", self.val), ("test", self.test))
+            for name, split in (("train", self.train), ("val", self.val), ("test", self.test), *self.further.items())
+            if split is not None
         )
         return "; ".join([f"{self.name}: inputs {shape}, {self.num_classes:,} {self.unit}, {sizes}", *self.notes])
 
