@@ -211,6 +211,8 @@ class ModelConfig(_Settings):
     """Hidden features of the feed-forward part over the width."""
     dropout: BelowOne | None = None
     """Probability that an activation is dropped while training; none: what the model brings, ours none."""
+    drop_path: BelowOne | None = None
+    """timm: probability that the last block is skipped in training, less for those before (stochastic depth)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -244,6 +246,8 @@ class OptimConfig(_Settings):
     """Fraction of the steps over which the learning rate rises."""
     clip: Positive | None = 1.0
     """Largest gradient norm; none: no clipping."""
+    loss: Literal["cross-entropy", "bce"] | None = None
+    """Of one class among many: cross-entropy, or bce, a question of yes or no for each; none: the task's own."""
     label_smoothing: BelowOne = 0.0
     """Part of the target's probability that is spread evenly over all classes, in training alone."""
 

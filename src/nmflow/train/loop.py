@@ -8,7 +8,7 @@ import os
 import random
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +23,7 @@ from nmflow.train.checkpoint import Position, State
 from nmflow.train.config import TrainConfig
 from nmflow.train.data import Data, Inputs, Split, batch_indices, share, step_generator
 from nmflow.train.data.augment import mix
-from nmflow.train.objectives import NOT_COUNTED, Outcomes, Regress, interleaved, mean_loss
+from nmflow.train.objectives import NOT_COUNTED, Outcomes, interleaved, mean_loss, trained_by
 from nmflow.train.optim import build_optimizer, learning_rate
 from nmflow.train.recorder import Recorder
 from nmflow.train.stop import how_to_resume
@@ -84,8 +84,7 @@ def prepare(config: TrainConfig, data: Data) -> Training:
     Raises `ValueError` where they do not fit together (see `connect`, `share`, `build_model`, `Sparsifier`).
     """
     accelerator = connect(config.precision)
-    if config.optim.label_smoothing and isinstance(data.objective, Regress):
-        raise ValueError("optim.label_smoothing: a number has no classes to spread it over; set it to 0")
+    data = replace(data, objective=trained_by(data.objective, config.optim))
     share(config.batch, 0, accelerator.num_processes, 0, config.accumulate)
     torch.manual_seed(config.seed)
     model = build_model(config.model, data).to(accelerator.device)
