@@ -250,6 +250,8 @@ class OptimConfig(_Settings):
     """Of one class among many: cross-entropy, or bce, a question of yes or no for each; none: the task's own."""
     label_smoothing: BelowOne = 0.0
     """Part of the target's probability that is spread evenly over all classes, in training alone."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Judge the run by an exponential average of its weights with this decay, such as 0.999; none: by the last ones."""
 
 
 class RunConfig(_Settings):

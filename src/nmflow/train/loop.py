@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from nmflow.models import build_model
 from nmflow.sparsifier import Sparsifier, SparsityReport
+from nmflow.train.average import Average
 from nmflow.train.checkpoint import Position, State
 from nmflow.train.config import TrainConfig
 from nmflow.train.data import Data, Inputs, Split, batch_indices, share, step_generator
@@ -96,9 +97,10 @@ def prepare(config: TrainConfig, data: Data) -> Training:
         remainder=config.remainder,
         mask_every=config.mask_every,
     )
+    average = Average(model, config.optim.ema) if config.optim.ema is not None else None
     optimizer = build_optimizer(model, config.optim)
     prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
-    state = State(config, model, optimizer, sparsifier, accelerator.scaler)
+    state = State(config, model, optimizer, sparsifier, accelerator.scaler, average)
     return Training(data, accelerator, prepared_model, prepared_optimizer, state)
 
 
@@ -112,6 +114,7 @@ def fit(run: Training, start: Position, recorder: Recorder, asked_to_stop: Calla
             sparsifier.edit_gradients()                      # SR-STE's λ(1-Φ)W, once a step
             clip(); optimizer.step(); optimizer.zero_grad()
             sparsifier.step(n=step + 1)                      # Φ and W~ of the new W
+            average.update(model, step + 1)                  # where there is one (optim.ema)
             log; evaluate; save; stop here if asked to
 
     A line of the log says, at "step" n, the loss, learning rate and gradient norm (before clipping; null where fp16
@@ -138,7 +141,7 @@ def fit(run: Training, start: Position, recorder: Recorder, asked_to_stop: Calla
             rate = learning_rate(config.optim, step, config.steps)
             recorder.write({"step": done, **figures, "lr": rate, **_sparsity(state.sparsifier.report())})
         if _is_due(done, config.eval_every, config.steps):
-            score = evaluate(state.model, run.data, "val", run.accelerator.device, run.accelerator)
+            score = evaluate(state.judged, run.data, "val", run.accelerator.device, run.accelerator)
             _check_finite(done, {"val_loss": score.loss})
             values = {f"val_{name}": value for name, value in score.figures.items()}
             recorder.write({"step": done, "val_loss": score.loss, **values})
@@ -182,6 +185,8 @@ def take_step(run: Training, step: int) -> tuple[Tensor, Tensor]:
     run.optimizer.step()
     run.optimizer.zero_grad()
     run.state.sparsifier.step(n=step + 1)
+    if run.state.average is not None:
+        run.state.average.update(run.state.model, step + 1)
     return loss, grad_norm
 
 

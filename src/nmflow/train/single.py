@@ -100,13 +100,23 @@ def _described(run: Training) -> dict[str, Any]:
 
 
 def _prove(run: Training, folder: RunFolder) -> dict[str, Any]:
-    """Finalize the weights, and measure what is in the files. The dense recipe has nothing to prove."""
+    """Finalize the weights, and measure what is in the files. The dense recipe has nothing to prove.
+
+    Where the run keeps an average of its weights, that is what is proved and saved; `raw` has the scores of the last
+    step's weights, finalized too.
+    """
     model = run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
     device = run.accelerator.device
-    report = run.state.sparsifier.finalize()
+    raw = None
+    if run.state.average is not None:
+        run.state.sparsifier.finalize()
+        raw = {split: evaluate(model, run.data, split, device).to_dict() for split in ("val", "test")}
+        model = run.state.average.model
+    report = run.state.sparsifier.finalize(model)
     test = evaluate(model, run.data, "test", device)
     save_model(model, folder.model)
     figures: dict[str, Any] = {"val": evaluate(model, run.data, "val", device).to_dict(), "test": test.to_dict()}
+    figures |= {"weights": "last" if raw is None else "average", "raw": raw}
     slots = recorded(model)
     if not slots:
         return {**figures, "sparsity": None, "verify": None, "compressed": None}
