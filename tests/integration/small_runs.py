@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from nmflow.report.folder import RunFolder
 from nmflow.train.config import TrainConfig
-from nmflow.train.data import Data, load_data
+from nmflow.train.data import Data, Inputs, Split, load_data
 from nmflow.train.progress import Display
 from nmflow.train.single import run_single
 
@@ -59,6 +60,40 @@ def assert_same_bits(one: Path, two: Path) -> None:
     a, b = weights(one), weights(two)
     assert a.keys() == b.keys()
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    """Weights, optimizer and log of two folders are the same."""
+    for name in ("checkpoint.safetensors", "model.safetensors", "compressed.safetensors"):
+        assert_same_bits(one / name, two / name)
+    assert (one / "metrics.jsonl").read_bytes() == (two / "metrics.jsonl").read_bytes()
+    assert not list(two.glob(".*"))
+
+
+class PowerCutError(Exception):
+    """The end of a process, as far as a test in one process can have it."""
+
+
+@dataclass(frozen=True)
+class FailsAt:
+    """A split that dies when it is asked for its `call`-th batch."""
+
+    split: Split
+    call: int
+    calls: list[int]
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Inputs, Tensor]:
+        self.calls.append(0)
+        if len(self.calls) == self.call:
+            raise PowerCutError
+        return self.split.batch(indices, generator)
+
+
+def failing(data: Data, call: int) -> Data:
+    return replace(data, train=FailsAt(data.train, call, []))
 
 
 def start(*arguments: str, threads: int = 1) -> subprocess.Popen[str]:

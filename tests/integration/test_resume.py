@@ -6,17 +6,16 @@ import re
 import shutil
 import signal
 import time
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
-from small_runs import MODEL, assert_same_bits, one_run, small, start
+from small_runs import MODEL, PowerCutError, assert_same_bits, assert_same_run, failing, one_run, small, start
 
 from nmflow.report.folder import RunFolder, read_metrics
 from nmflow.train import Interrupted, resume, train
 from nmflow.train.checkpoint import Position, load_checkpoint
-from nmflow.train.data import Data, Split, load_data
+from nmflow.train.data import load_data
 from nmflow.train.loop import fit, prepare
 from nmflow.train.progress import Display
 from nmflow.train.recorder import Recorder
@@ -25,40 +24,6 @@ from nmflow.train.stop import how_to_resume, resumable, stop_requests
 STEPS = 12
 RESTLESS = {"model": {**MODEL, "dropout": 0.2}, "data": {"name": "digits", "augment": True}}
 """A run that draws random numbers in every step."""
-
-
-class PowerCutError(Exception):
-    """The end of a process, as far as a test in one process can have it."""
-
-
-@dataclass(frozen=True)
-class FailsAt:
-    """A split that dies when it is asked for its `call`-th batch."""
-
-    split: Split
-    call: int
-    calls: list[int]
-
-    def __len__(self):
-        return len(self.split)
-
-    def batch(self, indices, generator=None):
-        self.calls.append(0)
-        if len(self.calls) == self.call:
-            raise PowerCutError
-        return self.split.batch(indices, generator)
-
-
-def failing(data: Data, call: int) -> Data:
-    return replace(data, train=FailsAt(data.train, call, []))
-
-
-def assert_same_run(one: Path, two: Path):
-    """Weights, optimizer and log of two folders are the same."""
-    for name in ("checkpoint.safetensors", "model.safetensors", "compressed.safetensors"):
-        assert_same_bits(one / name, two / name)
-    assert (one / "metrics.jsonl").read_bytes() == (two / "metrics.jsonl").read_bytes()
-    assert not list(two.glob(".*"))
 
 
 # -- in one process ----------------------------------------------------------------------------------------------

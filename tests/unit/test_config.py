@@ -262,12 +262,14 @@ positive = st.floats(min_value=1e-12, max_value=1e12)
 configs = st.builds(
     TrainConfig,
     data=st.sampled_from(
-        [DataConfig(), DataConfig(augment=True), DataConfig(name="text", path="1:16", context=7),
+        [DataConfig(), DataConfig(augment=True), DataConfig(name="images", path="p", augment="3a", erase=0.25),
+         DataConfig(name="text", path="1:16", context=7),
          DataConfig(name="cifar10", path="a path: with #, \"quotes\" and ü")]
     ),
     model=st.builds(ModelConfig, width=st.none() | st.integers(1, 999), mlp_ratio=st.none() | positive),
     optim=st.builds(
-        OptimConfig, lr=positive, clip=st.none() | positive, betas=st.tuples(st.floats(0, 0.9), st.floats(0, 0.9))
+        OptimConfig, lr=positive, clip=st.none() | positive, betas=st.tuples(st.floats(0, 0.9), st.floats(0, 0.9)),
+        ema=st.none() | st.floats(0.1, 0.9999), loss=st.sampled_from([None, "bce"]),
     ),
     pattern=st.sampled_from(["1:16", "2:4", "1:128", "dense"]),
     recipe=st.sampled_from(
@@ -322,6 +324,9 @@ BAD = [
     ("optim.warmup=1.5", "optim.warmup: expected a value <= 1, found 1.5"),
     ("optim.betas=0.9", "optim.betas"),
     ("optim.betas=0.9,1", "optim.betas.1: expected a value < 1, found 1"),
+    ("optim.ema=1", "optim.ema: expected a value < 1, found 1"),
+    ("optim.ema=0", "optim.ema: expected a value > 0, found 0"),
+    ("optim.loss=bse", "optim.loss: expected one of 'cross-entropy' or 'bce', found 'bse'"),
     ("optim=adam", "optim: expected a mapping, found 'adam'"),
     ("model.dropout=1", "model.dropout: expected a value < 1, found 1"),
     ("precision=bf8", "precision: expected one of 'no', 'bf16' or 'fp16', found 'bf8'; did you mean \"bf16\"?"),

@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_folders import jpeg, jpeg_arrays
 from PIL import Image
 
 from nmflow.train.config import DataConfig
@@ -367,28 +368,6 @@ def test_a_binary_batch_holds_whole_records(tmp_path, cifar, length):
 
 
 # ------------------------------------------------------------------------------------- cifar10: jpeg .npz
-def jpeg(image: np.ndarray, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=75, **options)
-    return buffer.getvalue()
-
-
-def jpeg_arrays(num: int = 20, seed: int = 0) -> tuple[dict[str, np.ndarray], list[bytes]]:
-    images = np.random.default_rng(seed).integers(0, 256, (num, 32, 32, 3), dtype=np.uint8)
-    files = [jpeg(image) for image in images]
-    shared = next(i for i, bytes_at in enumerate(zip(*files, strict=False)) if len(set(bytes_at)) > 1)
-    header = files[0][:shared]
-    offsets = np.cumsum([0, *(len(file) - len(header) for file in files)]).astype(np.uint32)
-    arrays = {
-        "header": np.frombuffer(header, np.uint8),
-        "data": np.frombuffer(b"".join(file[len(header) :] for file in files), np.uint8),
-        "offsets": offsets,
-        "labels": (np.arange(num) % 2).astype(np.uint8),
-        "class_names": np.array(["a", "b"]),
-    }
-    return arrays, files
-
-
 def test_jpegs_with_one_header_are_read(tmp_path):
     arrays, files = jpeg_arrays()
     np.savez(tmp_path / "few.npz", **arrays)
@@ -514,9 +493,9 @@ def test_a_folder_a_class(tmp_path):
 def test_a_missing_val_is_split_off_train_and_said(tmp_path):
     write_images(tmp_path, {"train/a": 20, "train/b": 10, "test/a": 1})
     data = load(f"images:{tmp_path}")
-    assert [path.name for path in data.val.files.paths] == ["009.png", "019.png", "009.png"]
+    assert data.val.files.names == ("a/009.png", "a/019.png", "b/009.png")
     assert (len(data.train), len(data.test)) == (27, 1)
-    assert not set(data.train.files.paths) & set(data.val.files.paths)
+    assert not set(data.train.files.names) & set(data.val.files.names)
     assert "val is every tenth training image" in data.describe()
 
 
@@ -524,7 +503,7 @@ def test_a_missing_test_is_val_and_said(tmp_path):
     write_images(tmp_path, {"train/a": 10, "val/a": 4})
     data = load(f"images:{tmp_path}")
     assert (len(data.train), len(data.val), len(data.test)) == (9, 1, 4)
-    assert "no test/: val/ is the test split" in data.describe()
+    assert "val/ is the test split" in data.describe()
 
 
 def test_images_are_brought_to_one_size(tmp_path):
@@ -691,7 +670,9 @@ def test_the_real_tinyshakespeare(shared_data):
 @pytest.mark.parametrize(
     ("text", "layout"),
     [("cifar10:nowhere", "cifar-10-batches-py"), ("cifar10:nowhere", "cifar10_train_jpeg.npz"),
-     ("images:nowhere", "train/CLASS"), ("text:nowhere", "UTF-8 text file")],
+     ("cifar10:nowhere", "curl -O .*cifar-10-python.tar.gz"), ("images:nowhere", "train/CLASS"),
+     ("images:nowhere", "curl -O .*tiny-imagenet-200.zip"), ("images:nowhere", "https://image-net.org/"),
+     ("text:nowhere", "UTF-8 text file")],
 )
 def test_missing_data_are_told_with_the_layout_expected(text, layout):
     with pytest.raises(FileNotFoundError, match=f"nowhere: not found; expected .*{layout}"):

@@ -224,6 +224,7 @@ def test_a_small_vit_learns_the_digits():
         (images(), {"width": 64}, "model.heads: 3 heads do not divide a width of 64"),
         (images(1, 7, 7), {}, "model.patch: 2 does not divide an image of 7x7"),
         (images(1, 8, 8), {"patch": 3}, "model.patch: 3 does not divide an image of 8x8"),
+        (images(), {"drop_path": 0.1}, "model.drop_path: vit-tiny has none, only models of timm do; leave it out"),
         (text(), {}, "vit-tiny takes images, not none; use lm-tiny for text, transformers:NAME"),
         (images(), {"name": "lm-tiny"}, "lm-tiny takes text, not none; use vit-tiny for images, transformers:NAME"),
         (text(), {"name": "lm-tiny", "patch": 2}, "model.patch is of no use to lm-tiny"),
@@ -246,6 +247,14 @@ def test_timm_models_take_their_sizes_from_the_data():
     assert model.eval()(torch.zeros(2, 1, 16, 16)).shape == (2, 5)
     resnet = build(images(3, 32, 32), name="timm:resnet10t")
     assert resnet(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
+
+
+def test_stochastic_depth_is_timms():
+    """The n-th of N blocks is skipped with n / (N - 1) of the rate, counted from 0."""
+    layers = pytest.importorskip("timm.layers", reason="timm is not installed")
+    model = build(images(), name="timm:vit_tiny_patch16_224", patch=4, depth=3, drop_path=0.2)
+    rates = [[m.drop_prob for m in block.modules() if isinstance(m, layers.DropPath)] for block in model.blocks]
+    assert rates == [[], pytest.approx([0.1, 0.1]), pytest.approx([0.2, 0.2])]
 
 
 def test_timm_models_come_from_torchs_random_state():

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nmflow.report.measures import MEASURES, measures_of
-from nmflow.train.objectives import NOT_COUNTED, Classify, PredictTokens, Regress, interleaved, mean_loss
+from nmflow.train.config import OptimConfig
+from nmflow.train.objectives import NOT_COUNTED, Classify, PredictTokens, Regress, interleaved, mean_loss, trained_by
 
 
 def counts(predicted: list[int], target: list[int]) -> tuple[int, int, int, int]:
@@ -61,6 +62,7 @@ def test_the_loss_is_what_the_outcomes_hold() -> None:
         (Classify(), torch.randn(9, 4), torch.randint(4, (9,))),
         (Regress(), torch.randn(9, 1), torch.randn(9)),
         (PredictTokens(), torch.randn(3, 5, 7), torch.randint(7, (3, 5))),
+        (Classify(binary=True), torch.randn(9, 4), torch.randint(4, (9,))),
     ]
     for objective, logits, target in cases:
         mean = mean_loss(objective.outcomes(logits, target))
@@ -104,6 +106,33 @@ def test_smoothed_targets_by_their_definition() -> None:
     assert float(tokens) == pytest.approx(float(wanted) / 6, rel=1e-5)
     with pytest.raises(ValueError, match="no classes"):
         Regress().loss(torch.randn(3, 1), torch.randn(3), 0.1)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_questions_of_yes_or_no_by_their_definition(smoothing: float) -> None:
+    torch.manual_seed(3)
+    logits, target = torch.randn(6, 5), torch.randint(5, (6,))
+    wanted = 0.0
+    for row, right in zip(logits.double().sigmoid().tolist(), target.tolist(), strict=True):
+        for place, yes in enumerate(row):
+            share = (1 - smoothing) * (place == right) + smoothing / 5
+            wanted -= share * math.log(yes) + (1 - share) * math.log(1 - yes)
+    assert float(Classify(binary=True).loss(logits, target, smoothing)) == pytest.approx(wanted / 30, rel=1e-6)
+    timms = pytest.importorskip("timm.loss", reason="timm is not installed").BinaryCrossEntropy(smoothing)
+    assert float(timms(logits, target)) == pytest.approx(wanted / 30, rel=1e-6)
+
+
+def test_the_loss_that_is_asked_for() -> None:
+    classify = Classify(("accuracy", "top5"))
+    assert trained_by(classify, OptimConfig()) == classify
+    assert trained_by(classify, OptimConfig(loss="bce")) == Classify(("accuracy", "top5"), binary=True)
+    assert trained_by(Classify(binary=True), OptimConfig(loss="cross-entropy")) == Classify()
+    for objective in (Regress(), PredictTokens()):
+        assert trained_by(objective, OptimConfig()) is objective
+        with pytest.raises(ValueError, match=r"optim\.loss: bce is for one class an item, as of images; leave it out"):
+            trained_by(objective, OptimConfig(loss="bce"))
+    with pytest.raises(ValueError, match=r"optim\.label_smoothing: a number has no classes"):
+        trained_by(Regress(), OptimConfig(label_smoothing=0.1))
 
 
 def ranks(values: np.ndarray) -> np.ndarray:

@@ -24,6 +24,8 @@ def build_model(config: ModelConfig, data: Data) -> nn.Module:
     """
     if config.name.startswith("timm:"):
         return build_timm(config, data)
+    if config.drop_path:
+        raise ValueError(f"model.drop_path: {config.name} has none, only models of timm do; leave it out")
     if config.name.startswith(PREFIX):
         return build_transformers(config, data)
     if config.pretrained:

@@ -48,6 +48,8 @@ def build_timm(config: ModelConfig, data: Data) -> nn.Module:
         arguments["img_size"] = (height, width)
     if config.dropout:
         arguments["drop_rate"] = config.dropout
+    if config.drop_path:
+        arguments["drop_path_rate"] = config.drop_path
     try:
         model: nn.Module = timm.create_model(
             name, pretrained=bool(config.pretrained), in_chans=channels, num_classes=data.num_classes, **arguments

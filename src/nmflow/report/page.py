@@ -60,7 +60,11 @@ def write_page(run_dir: str | Path, path: str | Path, command: str) -> None:
 
 def _scores(result: dict[str, Any]) -> str:
     own = "dense" if result["compressed"] is None else "sparse, finalized"
-    rows: list[tuple[str, dict[str, Any], Any]] = [(own, result["test"], result["seconds"])]
+    raw = result.get("raw")
+    name = own if raw is None else f"{own}, average of the weights"
+    rows: list[tuple[str, dict[str, Any], Any]] = [(name, result["test"], result["seconds"])]
+    if raw is not None:
+        rows.append((f"{own}, the last weights", raw["test"], None))
     if result["dense"] is not None:
         rows.insert(0, ("dense, same budget", result["dense"]["test"], result["dense"]["seconds"]))
     if result["compressed"] is not None:

@@ -70,6 +70,9 @@ def result_lines(folder: RunFolder) -> list[str]:
     kind = "dense" if compressed is None else "sparse"
     what = "" if compressed is None else f", {result['pattern']} by {recipe_label(result['config']['recipe'])}"
     lines.append(f"{f'{kind} test {label}:':{width}} {_score(result['test'], measure)}{what}")
+    if result.get("raw") is not None:
+        raw = _score(result["raw"]["test"], measure)
+        lines.append(f"{'last weights:':{width}} {raw}; all other figures are those of the weights' average")
     if compressed is not None:
         from_file = _score(compressed["test"], measure)
         lines.append(f"{'compressed:':{width}} {from_file}, measured from the compressed file")

@@ -25,6 +25,7 @@ import nmflow
 from nmflow.report.folder import RunFolder
 from nmflow.runtime.atomic import replacing
 from nmflow.sparsifier import Sparsifier
+from nmflow.train.average import Average
 from nmflow.train.config import TrainConfig
 from nmflow.train.files import write_json
 from nmflow.train.shard_files import described, file_sizes, read_shards, remove_others, shard_problems, write_shards
@@ -32,7 +33,7 @@ from nmflow.train.shard_files import described, file_sizes, read_shards, remove_
 FORMAT = "nmflow-checkpoint"
 VERSION = 1
 
-_PARTS = ("model", "optimizer", "mask")
+_PARTS = ("model", "average", "optimizer", "mask")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state beside its step count: tensors like the parameter."""
 
@@ -47,6 +48,13 @@ class State:
     sparsifier: Sparsifier
     scaler: Any = None
     """The loss scaler of fp16 (`state_dict`, `load_state_dict`), else None."""
+    average: Average | None = None
+    """The average of the weights, where the run keeps one."""
+
+    @property
+    def judged(self) -> nn.Module:
+        """The model that the run is judged by: the average of the weights where it keeps one, else the weights."""
+        return self.model if self.average is None else self.average.model
 
 
 @dataclass(frozen=True)
@@ -69,8 +77,8 @@ def checkpoint_path(folder: RunFolder, config: TrainConfig) -> Path:
 def save_checkpoint(path: Path, state: State, position: Position) -> None:
     """Write the state of a run, whole or not at all: until the new file is in place, the old one stays.
 
-    Tensors: `model/NAME` (tied ones once), `optimizer/NAME/MOMENT`, `mask/SLOT` (masks that do not follow from the
-    weights); all else is JSON in the metadata. Raises `OSError` where the disk is full or gone.
+    Tensors: `model/NAME` (tied ones once), `average/NAME` likewise, `optimizer/NAME/MOMENT`, `mask/SLOT` (masks that
+    do not follow from the weights); all else is JSON in the metadata. Raises `OSError` where the disk is full or gone.
 
     Of a run with `shard` every process calls it, and `path` is the JSON file; the tensors lie in `step-N` beside it.
     """
@@ -88,7 +96,7 @@ def save_checkpoint(path: Path, state: State, position: Position) -> None:
         "scaler": state.scaler.state_dict() if state.scaler is not None else None,
     }
     tensors = {
-        **_model_tensors(state.model),
+        **_weights(state),
         **_optimizer_tensors(state),
         **{f"mask/{label}": bits for label, bits in masks.items()},
     }
@@ -130,9 +138,9 @@ def load_checkpoint(path: Path, state: State) -> Position:
         for key, there, here in _differences(meta["config"], _config_of(state))
     ]
     parts = {part: _part(tensors, part) for part in _PARTS}
-    mine = _model_tensors(state.model)
+    mine = _weights(state)
     problems += [f"{name}: no part of a run" for name in tensors if name.partition("/")[0] not in _PARTS]
-    problems += _model_problems(parts["model"], mine)
+    problems += _model_problems(parts["model"] | parts["average"], mine)
     problems += _optimizer_problems(parts["optimizer"], state)
     if (meta["scaler"] is None) != (state.scaler is None):
         problems.append("precision: only one of the checkpoint and this run has a loss scaler")
@@ -158,10 +166,10 @@ def load_checkpoint(path: Path, state: State) -> Position:
 def _filled(folder: Path, there: Mapping[str, Tensor], state: State) -> dict[str, Tensor]:
     """The tensors of a folder, each spread like the parameter that it belongs to here."""
     parameters = {name: parameter for _, name, parameter in _named_parameters(state)}
-    model = _model_tensors(state.model)
+    weights = _weights(state)
     filled = {}
     for name, tensor in there.items():
-        like = model.get(name)
+        like = weights.get(name)
         if name.startswith("optimizer/"):
             owner, _, moment = name.removeprefix("optimizer/").rpartition("/")
             like = parameters[owner] if moment in _MOMENTS else None
@@ -173,13 +181,19 @@ def _filled(folder: Path, there: Mapping[str, Tensor], state: State) -> dict[str
 # -- the parts ---------------------------------------------------------------------------------------------------
 
 
-def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """`model/NAME` -> the live tensor, tied ones under their first name."""
+def _weights(state: State) -> dict[str, Tensor]:
+    """`model/NAME` and `average/NAME` -> the live tensor."""
+    average = {} if state.average is None else _model_tensors(state.average.model, "average")
+    return {**_model_tensors(state.model, "model"), **average}
+
+
+def _model_tensors(model: nn.Module, part: str) -> dict[str, Tensor]:
+    """`PART/NAME` -> the live tensor, tied ones under their first name."""
     found: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{name}: the model's state holds a {type(tensor).__name__}, a checkpoint tensors only")
-        found.setdefault(id(tensor), (f"model/{name}", tensor))
+        found.setdefault(id(tensor), (f"{part}/{name}", tensor))
     return dict(found.values())
 
 

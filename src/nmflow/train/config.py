@@ -22,6 +22,7 @@ from pydantic import (
 
 from nmflow.pattern import Pattern
 from nmflow.train.config_errors import describe, nearest
+from nmflow.train.config_policy import check_policy
 from nmflow.train.config_text import dump_values, parse_value, read_source
 
 if TYPE_CHECKING:
@@ -89,6 +90,14 @@ def _plain(value: Any) -> Any:
     raise ValueError(f"{value!r} is no plain value (text, numbers, lists and mappings of them)")
 
 
+def _augment_value(value: Any) -> Any:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return check_policy(value)
+    raise ValueError(f"expected true, false or a policy of timm such as rand-m9-mstd0.5, found {value!r}")
+
+
 PatternText = Annotated[str, BeforeValidator(_pattern_text)]
 RecipeValue = Annotated[Any, BeforeValidator(_recipe_value)]
 Patterns = Annotated[tuple[PatternText, ...], BeforeValidator(_items), Field(min_length=1)]
@@ -129,6 +138,7 @@ _DATA_USERS: dict[str, tuple[str, ...]] = {
     "path": ("cifar10", "images", "text", "glue", "translation"),
     "image_size": ("images",),
     "augment": ("digits", "cifar10", "images"),
+    "erase": ("digits", "cifar10", "images"),
     "mixup": ("digits", "cifar10", "images"),
     "context": ("text", "glue", "translation"),
     "languages": ("translation",),
@@ -141,13 +151,15 @@ class DataConfig(_Settings):
     """Which data; as one string `name` or `name:path`."""
 
     name: Literal["digits", "cifar10", "images", "text", "glue", "translation"] = "digits"
-    """digits (comes with scikit-learn), cifar10, images (a folder a class), text, glue (a task) or translation."""
+    """digits (comes with scikit-learn), cifar10, images (of any classes), text, glue (a task) or translation."""
     path: str | None = None
     """File or folder that holds the data; digits needs none. GLUE: a task's folder, or its name on the hub."""
     image_size: Count | None = None
-    """Images: edge in pixels that every image is brought to; none: the size of the first one."""
-    augment: bool | None = None
-    """Random shifts (and flips, but for digits) of training images; none: the data set's default."""
+    """Images: edge that photographs are brought to, in training by random crops; none: that of the first image."""
+    augment: Annotated[bool | str | None, BeforeValidator(_augment_value)] = None
+    """Random shifts or crops, and flips (not of digits); text: and a policy of timm, rand-m9-mstd0.5; none: default."""
+    erase: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Probability that noise overwrites a random rectangle of a training image; none: no."""
     mixup: Positive | None = None
     """Blend training images in pairs, with parts from Beta(mixup, mixup), and their targets likewise; none: no."""
     context: Annotated[int, Field(ge=2)] | None = None
@@ -173,6 +185,8 @@ class DataConfig(_Settings):
             for name, users in _DATA_USERS.items()
             if getattr(self, name) is not None and self.name not in users
         ]
+        if self.name == "digits" and isinstance(self.augment, str):
+            foreign.append(f"{self.augment} is for colour, and digits are grey; augment is true or false for them")
         if foreign:
             raise ValueError("; ".join(foreign))
         return self
@@ -197,6 +211,8 @@ class ModelConfig(_Settings):
     """Hidden features of the feed-forward part over the width."""
     dropout: BelowOne | None = None
     """Probability that an activation is dropped while training; none: what the model brings, ours none."""
+    drop_path: BelowOne | None = None
+    """timm: probability that the last block is skipped in training, less for those before (stochastic depth)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -230,8 +246,12 @@ class OptimConfig(_Settings):
     """Fraction of the steps over which the learning rate rises."""
     clip: Positive | None = 1.0
     """Largest gradient norm; none: no clipping."""
+    loss: Literal["cross-entropy", "bce"] | None = None
+    """Of one class among many: cross-entropy, or bce, a question of yes or no for each; none: the task's own."""
     label_smoothing: BelowOne = 0.0
     """Part of the target's probability that is spread evenly over all classes, in training alone."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Judge the run by an exponential average of its weights with this decay, such as 0.999; none: by the last ones."""
 
 
 class RunConfig(_Settings):
@@ -270,9 +290,11 @@ class RunConfig(_Settings):
 
     @field_validator("shard")
     @classmethod
-    def _no_loss_scale(cls, shard: bool, info: ValidationInfo) -> bool:
+    def _can_be_spread(cls, shard: bool, info: ValidationInfo) -> bool:
         if shard and info.data.get("precision") == "fp16":
             raise ValueError("a loss scale (precision=fp16) over spread gradients is not supported; use bf16")
+        if shard and getattr(info.data.get("optim"), "ema", None) is not None:
+            raise ValueError("an average (optim.ema) of spread weights is not supported; leave one of them out")
         return shard
 
     @field_validator("accumulate")

@@ -8,7 +8,7 @@ import os
 import random
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from nmflow.models import build_model
 from nmflow.sparsifier import Sparsifier, SparsityReport
+from nmflow.train.average import Average
 from nmflow.train.checkpoint import Position, State
 from nmflow.train.config import TrainConfig
 from nmflow.train.data import Data, Inputs, Split, batch_indices, longest_first, share, step_generator
 from nmflow.train.data.augment import mix
-from nmflow.train.objectives import NOT_COUNTED, Outcomes, Regress, in_order, interleaved, mean_loss
+from nmflow.train.objectives import NOT_COUNTED, Outcomes, in_order, interleaved, mean_loss, trained_by
 from nmflow.train.optim import build_optimizer, learning_rate
 from nmflow.train.recorder import Recorder
 from nmflow.train.shard_files import full
@@ -86,8 +87,7 @@ def prepare(config: TrainConfig, data: Data) -> Training:
     Raises `ValueError` where they do not fit together (see `connect`, `share`, `build_model`, `Sparsifier`, `spread`).
     """
     accelerator = connect(config.precision)
-    if config.optim.label_smoothing and isinstance(data.objective, Regress):
-        raise ValueError("optim.label_smoothing: a number has no classes to spread it over; set it to 0")
+    data = replace(data, objective=trained_by(data.objective, config.optim))
     share(config.batch, 0, accelerator.num_processes, 0, config.accumulate)
     torch.manual_seed(config.seed)
     model = build_model(config.model, data).to(accelerator.device)
@@ -99,6 +99,7 @@ def prepare(config: TrainConfig, data: Data) -> Training:
         remainder=config.remainder,
         mask_every=config.mask_every,
     )
+    average = Average(model, config.optim.ema) if config.optim.ema is not None else None
     if config.shard:
         prepared_model = spread(model, accelerator)
         optimizer = build_optimizer(model, config.optim)
@@ -106,7 +107,7 @@ def prepare(config: TrainConfig, data: Data) -> Training:
     else:
         optimizer = build_optimizer(model, config.optim)
         prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
-    state = State(config, model, optimizer, sparsifier, accelerator.scaler)
+    state = State(config, model, optimizer, sparsifier, accelerator.scaler, average)
     return Training(data, accelerator, prepared_model, prepared_optimizer, state)
 
 
@@ -120,6 +121,7 @@ def fit(run: Training, start: Position, recorder: Recorder, asked_to_stop: Calla
             sparsifier.edit_gradients()                      # SR-STE's λ(1-Φ)W, once a step
             clip(); optimizer.step(); optimizer.zero_grad()
             sparsifier.step(n=step + 1)                      # Φ and W~ of the new W
+            average.update(model, step + 1)                  # where there is one (optim.ema)
             log; evaluate; save; stop here if asked to
 
     A line of the log says, at "step" n, the loss, learning rate and gradient norm (before clipping; null where fp16
@@ -146,7 +148,7 @@ def fit(run: Training, start: Position, recorder: Recorder, asked_to_stop: Calla
             rate = learning_rate(config.optim, step, config.steps)
             recorder.write({"step": done, **figures, "lr": rate, **_sparsity(state.sparsifier.report())})
         if _is_due(done, config.eval_every, config.steps):
-            score = evaluate(state.model, run.data, "val", run.accelerator.device, run.accelerator)
+            score = evaluate(state.judged, run.data, "val", run.accelerator.device, run.accelerator)
             _check_finite(done, {"val_loss": score.loss})
             values = {f"val_{name}": value for name, value in score.figures.items()}
             recorder.write({"step": done, "val_loss": score.loss, **values})
@@ -191,6 +193,8 @@ def take_step(run: Training, step: int) -> tuple[Tensor, Tensor]:
     run.optimizer.step()
     run.optimizer.zero_grad()
     run.state.sparsifier.step(n=step + 1)
+    if run.state.average is not None:
+        run.state.average.update(run.state.model, step + 1)
     return loss, grad_norm
 
 

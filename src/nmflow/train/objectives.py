@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from nmflow.train.config import OptimConfig
 
 Outcomes = dict[str, Tensor]
 """What is kept of every item of a split until all are there, tensors [B]; among them `loss`, the sum over the places of
@@ -49,17 +52,25 @@ class Classify:
 
         loss = mean of -Σ_c p_c·log softmax(logits)_c, in float32,    p = (1 - smoothing)·onehot(target) + smoothing / C
 
+    `binary` asks C questions of yes or no in place of one choice, with the same p (Wightman et al. 2021):
+
+        loss = mean over items and classes of -p_c·log σ(logit_c) - (1 - p_c)·log(1 - σ(logit_c))
+
     Measures may be accuracy, top5, f1 (of class 1) and matthews; `score` is the mean of the others.
     """
 
     measures: tuple[str, ...] = ("accuracy",)
+    binary: bool = False
 
     def loss(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+        if self.binary:
+            return _binary_losses(logits, targets, smoothing).mean()
         return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
 
     def outcomes(self, logits: Tensor, targets: Tensor) -> Outcomes:
+        losses = _binary_losses if self.binary else partial(F.cross_entropy, reduction="none")
         found = {
-            "loss": F.cross_entropy(logits.float(), targets, reduction="none"),
+            "loss": losses(logits.float(), targets),
             "count": torch.ones_like(targets),
             "predicted": logits.argmax(dim=-1),
             "target": targets,
@@ -145,9 +156,27 @@ class PredictTokens:
         return {name: figures[name] for name in self.measures}
 
 
+def trained_by(objective: Objective, config: OptimConfig) -> Objective:
+    """The objective with the loss that a configuration asks for. Raises `ValueError` where it has no such loss."""
+    if config.label_smoothing and isinstance(objective, Regress):
+        raise ValueError("optim.label_smoothing: a number has no classes to spread it over; set it to 0")
+    if config.loss is None:
+        return objective
+    if not isinstance(objective, Classify):
+        raise ValueError(f"optim.loss: {config.loss} is for one class an item, as of images; leave it out")
+    return replace(objective, binary=config.loss == "bce")
+
+
 def mean_loss(outcomes: Mapping[str, Tensor]) -> float:
     """The loss over all places that count."""
     return float(outcomes["loss"].double().sum()) / int(outcomes["count"].sum())
+
+
+def _binary_losses(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    """The mean over the classes of every item [B]."""
+    classes = logits.shape[-1]
+    wanted_BC = (1 - smoothing) * F.one_hot(targets, classes) + smoothing / classes
+    return F.binary_cross_entropy_with_logits(logits.float(), wanted_BC, reduction="none").mean(dim=-1)
 
 
 def _mean(values: Tensor) -> float:

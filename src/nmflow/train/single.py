@@ -69,9 +69,9 @@ def run_single(
         fit(run, start, recorder, asked_to_stop, resume)
     seconds = round(recorder.seconds, 2)
     if main or config.shard:
-        model, report = _finalized(run)
+        final = _finalized(run)
     if main:
-        figures = {**_described(run), "seconds": seconds, **_prove(run, folder, model, report)}
+        figures = {**_described(run), "seconds": seconds, **_prove(run, folder, *final)}
         write_json(folder.result, {**figures, "dense": baseline})
     run.accelerator.wait_for_everyone()
     return read_json(folder.result)
@@ -108,27 +108,40 @@ def _described(run: Training) -> dict[str, Any]:
     }
 
 
-def _finalized(run: Training) -> tuple[nn.Module, SparsityReport]:
-    """The network with N:M weights, whole: of a spread one every process does its part and gets a copy."""
-    report = run.state.sparsifier.finalize()
+def _finalized(run: Training) -> tuple[nn.Module, SparsityReport, dict[str, Any] | None]:
+    """The network with N:M weights, whole: of a spread one every process does its part and gets a copy.
+
+    Where the run keeps an average of its weights, that is the network; then there are the scores of the last step's
+    weights as well, finalized too.
+    """
+    sparsifier, average = run.state.sparsifier, run.state.average
     model = run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
+    device = run.accelerator.device
+    if average is not None:
+        sparsifier.finalize()
+        raw = {split: evaluate(model, run.data, split, device).to_dict() for split in ("val", "test")}
+        return average.model, sparsifier.finalize(average.model), raw
+    report = sparsifier.finalize()
     if not any(is_spread(parameter) for parameter in model.parameters()):
-        return model, report
+        return model, report, None
     weights = {name: full(tensor).cpu() for name, tensor in model.state_dict().items()}
     slots = recorded(model)
     model = build_model(run.config.model, run.data)
     model.load_state_dict(weights)
     if slots is not None:
         record(model, slots)
-    return model.to(run.accelerator.device), report
+    return model.to(device), report, None
 
 
-def _prove(run: Training, folder: RunFolder, model: nn.Module, report: SparsityReport) -> dict[str, Any]:
+def _prove(
+    run: Training, folder: RunFolder, model: nn.Module, report: SparsityReport, raw: dict[str, Any] | None
+) -> dict[str, Any]:
     """Write the finalized weights, and measure what is in the files. The dense recipe has nothing to prove."""
     device = run.accelerator.device
     test = _tested(model, run)
     save_model(model, folder.model)
     figures: dict[str, Any] = {"val": evaluate(model, run.data, "val", device).to_dict(), "test": test.to_dict()}
+    figures |= {"weights": "last" if raw is None else "average", "raw": raw}
     slots = recorded(model)
     if not slots:
         return {**figures, "sparsity": None, "verify": None, "compressed": None}

@@ -7,6 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nmflow.train.data.boxes import RandomBox
+
+ERASED = RandomBox(area=(0.02, 1 / 3), ratio=(0.3, 1 / 0.3))
+
 
 def shift(images_BCHW: Tensor, pad: int, generator: torch.Generator) -> Tensor:
     """Every image moved by up to `pad` pixels in each direction, zeros moved in.
@@ -40,3 +44,22 @@ def mix(images_BCHW: Tensor, alpha: float, generator: torch.Generator) -> tuple[
     seed = int(torch.randint(2**62, (), generator=generator))
     part = float(np.random.default_rng(seed).beta(alpha, alpha))
     return part * images_BCHW + (1 - part) * images_BCHW[order_B], order_B, part
+
+
+def erase(images_BCHW: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Random erasing: in every image, with this probability, a rectangle overwritten by noise.
+
+        y[b, c, i, j] = z ~ Normal(0, 1) for (i, j) in the rectangle (`ERASED`),    x[b, c, i, j] elsewhere
+
+    The images are at their final scale, mean 0 and variance 1. Source: Zhong et al. 2020.
+    """
+    num, channels, height, width = images_BCHW.shape
+    chosen_B = torch.rand(num, generator=generator) < probability
+    numbers_B = ERASED.draw(num, generator)
+    erased = images_BCHW.clone()
+    for place in chosen_B.nonzero().flatten().tolist():
+        box = ERASED.inside(height, width, numbers_B[place])
+        if box is not None:
+            noise = torch.randn(channels, box.height, box.width, generator=generator)
+            erased[place, :, box.top : box.top + box.height, box.left : box.left + box.width] = noise
+    return erased

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from nmflow.train.config import DataConfig
 from nmflow.train.data.jpeg_npz import read_jpeg_npz
+from nmflow.train.data.pixels import Pixels
 from nmflow.train.data.safe_pickle import read_array_pickle
-from nmflow.train.data.splits import Data, Pixels, TensorSplit, missing, rank_in_class
+from nmflow.train.data.splits import Data, TensorSplit, held_out, missing
 from nmflow.train.objectives import Classify
 
 MEAN = (0.4914, 0.4822, 0.4465)
@@ -24,6 +25,7 @@ LAYOUT = (
     "cifar-10-batches-py/ (as torchvision downloads it), cifar-10-batches-bin/ (the binary version), or "
     "cifar10_train_jpeg.npz and cifar10_test_jpeg.npz in that folder"
 )
+FETCH = "curl -O https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz && tar xzf cifar-10-python.tar.gz"
 
 Arrays = tuple[Tensor, Tensor]
 """Bytes [n, 3, 32, 32] and labels [n]."""
@@ -33,26 +35,25 @@ def load_cifar10(config: DataConfig) -> Data:
     """45,000 / 5,000 / 10,000 images of 10 classes: every tenth training image of a class is val.
 
     Augmentation (on unless refused) shifts by up to 4 pixels and mirrors. Raises `FileNotFoundError` where no
-    known layout is found, `ValueError` where a file is not what it should be.
+    known layout is found, with the command that gets the data, `ValueError` where a file is not what it should be.
     """
     folder = Path(config.path or "")
     layout, train_all, test = _read(folder)
-    is_val = rank_in_class(train_all[1]) % 10 == 9
+    is_val, note = held_out(train_all[1])
     if not is_val.any():
         raise ValueError(f"{folder}: {len(is_val)} training images are too few to set a tenth aside for val")
     mean, std = (tuple(255 * value for value in values) for values in (MEAN, STD))
     plain = Pixels(mean, std)
-    augmented = plain if config.augment is False else Pixels(mean, std, pad=4, flips=True)
     return Data(
         name="cifar10",
         kind="images",
         objective=Classify(("accuracy", "top5")),
-        train=TensorSplit(train_all[0][~is_val], train_all[1][~is_val], augmented),
+        train=TensorSplit(train_all[0][~is_val], train_all[1][~is_val], plain.for_training(config, pad=4)),
         val=TensorSplit(train_all[0][is_val], train_all[1][is_val], plain),
         test=TensorSplit(*test, plain),
         num_classes=10,
         sample_shape=(3, 32, 32),
-        notes=(f"read from {layout}", "val is every tenth training image of a class"),
+        notes=(f"read from {layout}", note),
     )
 
 
@@ -74,7 +75,7 @@ def _read(folder: Path) -> tuple[str, Arrays, Arrays]:
             return name, (images, labels), batches[-1]
     files = [folder / f"cifar10_{split}_jpeg.npz" for split in ("train", "test")]
     if not all(file.is_file() for file in files):
-        raise missing(folder, LAYOUT)
+        raise missing(folder, LAYOUT, FETCH)
     train, test = (_checked(*read_jpeg_npz(file, size=32), file) for file in files)
     return "cifar10_*_jpeg.npz (recompressed: a little lower accuracy than published)", train, test
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from nmflow.train.config import DataConfig
-from nmflow.train.data.splits import Data, Pixels, TensorSplit, rank_in_class
+from nmflow.train.data.pixels import Pixels
+from nmflow.train.data.splits import Data, TensorSplit, rank_in_class
 from nmflow.train.objectives import Classify
 
 
@@ -25,7 +26,7 @@ def load_digits(config: DataConfig) -> Data:
     train = ~(test | val)
     seen = images[train].to(torch.float64)
     plain = Pixels(mean=(float(seen.mean()),), std=(float(seen.std()),))
-    augmented = Pixels(plain.mean, plain.std, pad=1) if config.augment else plain
+    augmented = plain.for_training(config, pad=1 if config.augment else 0, flips=False)
     return Data(
         name="digits",
         kind="images",

@@ -1,4 +1,4 @@
-"""images: a folder a class, read from disk batch by batch."""
+"""images: any classes of photographs that lie in a folder, read from disk batch by batch."""
 
 from __future__ import annotations
 
@@ -12,65 +12,57 @@ import torch
 from torch import Tensor
 
 from nmflow.train.config import DataConfig
-from nmflow.train.data.splits import Data, Pixels, missing, rank_in_class
+from nmflow.train.data.image_files import RESIZED_CROP, read_image, size_of
+from nmflow.train.data.image_layouts import Files, Found, Items, Packed, find_images
+from nmflow.train.data.pixels import Pixels
+from nmflow.train.data.splits import Data, Split, TensorSplit, held_out
 from nmflow.train.objectives import Classify
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 """Per channel over 0..1: ImageNet's, as the field uses them for any photographs."""
 
-LAYOUT = "train/CLASS/*.png (or .jpg, ...) and val/CLASS/ or test/CLASS/ or both in that folder"
+MIDDLE = 0.875
+"""The part of the shorter side that is looked at in evaluation, 224 of 256 pixels, as the field has it for ImageNet."""
+
+MAX_THREADS = 16
 
 
 def load_images(config: DataConfig) -> Data:
-    """RGB images [3, S, S]: the shorter side brought to S = `image_size`, the middle cut out.
+    """RGB images [3, S, S], in any of the layouts of `find_images`; the classes are the folders of train/, sorted.
 
-    The classes are the folders of train/, sorted. Of val/ and test/ one may be missing: val is then every
-    tenth training image of a class, and a val/ without a test/ is the test split (as for ImageNet). Files are
-    decoded when a batch asks for them. Augmentation (on unless refused) shifts by up to S/8 and mirrors.
-    Raises `FileNotFoundError` where the layout is another, `ValueError` where a class or a file is at fault.
+    `image_size` given: photographs of any size, brought to it by random resized crops and mirroring in training and
+    by the middle (`MIDDLE`) in evaluation. None: images of the size of the first one, in training shifted by up to
+    S/8 and mirrored. Files are decoded when a batch asks for them.
+
+    Of val and test one may be missing: val is then set aside from train (see `held_out`), and a val without a test is
+    the test split (as for ImageNet). Raises `FileNotFoundError` where the layout is another, with where official data
+    come from, `ValueError` where a class or a file is at fault.
     """
     root = Path(config.path or "")
-    if not (root / "train").is_dir() or not ((root / "val").is_dir() or (root / "test").is_dir()):
-        raise missing(root, LAYOUT)
-    classes = _subfolders(root / "train")
-    if not classes:
-        raise missing(root / "train", LAYOUT)
-    found = {name: _scan(root / name, classes) for name in ("train", "val", "test") if (root / name).is_dir()}
-    notes: tuple[str, ...] = ()
-    if "test" not in found:
-        found["test"] = found.pop("val")
-        notes += ("no test/: val/ is the test split",)
-    if "val" not in found:
-        found["train"], found["val"] = _hold_out(found["train"], root)
-        notes += ("val is every tenth training image of a class",)
-    size = config.image_size or _size_of(found["train"].paths[0])
+    found = find_images(root)
+    if config.image_size is not None and isinstance(found.splits["train"], Packed):
+        raise ValueError(f"{root}: packed images have one size, and it is theirs; leave data.image_size out")
+    splits, notes = _three_splits(found, root)
+    if config.image_size is not None:
+        notes += (f"evaluated on the middle {MIDDLE:.1%} of the shorter side",)
+    middle = 1.0 if config.image_size is None else MIDDLE
+    size = config.image_size or _size_of(splits["train"])
     mean, std = (tuple(255 * value for value in values) for values in (MEAN, STD))
     plain = Pixels(mean, std)
-    augmented = plain if config.augment is False else Pixels(mean, std, pad=size // 8, flips=True)
-    splits = {
-        name: FileSplit(files, size, augmented if name == "train" else plain) for name, files in found.items()
-    }
+    training = plain.for_training(config, pad=size // 8 if config.image_size is None else 0)
+    crops = config.image_size is not None and config.augment is not False
     return Data(
         name="images",
         kind="images",
-        objective=Classify(("accuracy", "top5")),
-        train=splits["train"],
-        val=splits["val"],
-        test=splits["test"],
-        num_classes=len(classes),
+        objective=Classify(("accuracy", "top5") if len(found.classes) > 5 else ("accuracy",)),
+        train=_split(splits["train"], size, training, middle, crops),
+        val=_split(splits["val"], size, plain, middle),
+        test=_split(splits["test"], size, plain, middle),
+        num_classes=len(found.classes),
         sample_shape=(3, size, size),
         notes=notes,
     )
-
-
-@dataclass(frozen=True)
-class Files:
-    """Paths and the label of each."""
-
-    paths: tuple[Path, ...]
-    labels: Tensor
 
 
 @dataclass(frozen=True)
@@ -80,74 +72,48 @@ class FileSplit:
     files: Files
     size: int
     pixels: Pixels
+    middle: float = 1.0
+    """The part of the shorter side that is kept where nothing is cropped at random."""
+    crops: bool = False
+    """Whether augmentation crops."""
 
     def __len__(self) -> int:
-        return len(self.files.paths)
+        return len(self.files.names)
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Inputs [B, 3, S, S] and labels [B]; a few threads decode. Raises `ValueError` naming a bad file."""
-        paths = [self.files.paths[index] for index in indices.tolist()]
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            images = list(pool.map(lambda path: read_image(path, self.size), paths))
-        return self.pixels(torch.from_numpy(np.stack(images)), generator), self.files.labels[indices]
+        crops = RESIZED_CROP.draw(len(indices), generator) if generator is not None and self.crops else None
+
+        def read(place: int) -> np.ndarray:
+            path = self.files.path(int(indices[place]))
+            return read_image(path, self.size, self.middle, None if crops is None else crops[place])
+
+        with ThreadPoolExecutor(max_workers=min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+            images = np.stack(list(pool.map(read, range(len(indices)))))
+        return self.pixels(torch.from_numpy(images), generator), self.files.labels[indices]
 
 
-def read_image(path: Path, size: int) -> np.ndarray:
-    """One file as RGB bytes [3, size, size]. Raises `ValueError` with its path where it cannot be read."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            fitted = ImageOps.fit(image.convert("RGB"), (size, size))
-            pixels: np.ndarray = np.asarray(fitted).transpose(2, 0, 1)
-            return pixels
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: no readable image: {error}") from error
-
-
-def _size_of(path: Path) -> int:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            width, height = int(image.width), int(image.height)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: no readable image: {error}") from error
-    if width != height:
-        raise ValueError(f"{path}: {width}x{height} is not square; say which size: data.image_size=...")
-    return width
+def _three_splits(found: Found, root: Path) -> tuple[dict[str, Items], tuple[str, ...]]:
+    """train, val and test, and what to say of them."""
+    splits, notes = dict(found.splits), found.notes
+    if "test" not in splits:
+        splits["test"] = splits.pop("val")
+        notes += ("val/ is the test split",)
+    if "val" not in splits:
+        train = splits["train"]
+        is_val, note = held_out(train.labels)
+        if not is_val.any():
+            raise ValueError(f"{root}: no val/, and no class of train/ has the ten images to set one aside")
+        splits["train"], splits["val"] = train.part(~is_val), train.part(is_val)
+        notes += (note,)
+    return splits, notes
 
 
-def _subfolders(folder: Path) -> list[str]:
-    entries = (entry for entry in folder.iterdir() if entry.is_dir())
-    return sorted(entry.name for entry in entries if not entry.name.startswith("."))
+def _split(items: Items, size: int, pixels: Pixels, middle: float, crops: bool = False) -> Split:
+    if isinstance(items, Packed):
+        return TensorSplit(items.images, items.labels, pixels)
+    return FileSplit(items, size, pixels, middle, crops)
 
 
-def _scan(folder: Path, classes: list[str]) -> Files:
-    unknown = sorted(set(_subfolders(folder)) - set(classes))
-    if unknown:
-        raise ValueError(f"{folder}: classes that train/ does not have: {', '.join(unknown[:5])}")
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        inside = (folder / name).iterdir() if (folder / name).is_dir() else ()
-        members = sorted(path for path in inside if path.suffix.lower() in SUFFIXES)
-        if not members and folder.name == "train":
-            raise ValueError(f"{folder / name}: a class without images ({', '.join(SUFFIXES)})")
-        paths += members
-        labels += [label] * len(members)
-    if not paths:
-        raise ValueError(f"{folder}: no images ({', '.join(SUFFIXES)}) in its class folders")
-    return Files(tuple(paths), torch.tensor(labels))
-
-
-def _hold_out(train: Files, root: Path) -> tuple[Files, Files]:
-    """(train, val)."""
-    is_val = rank_in_class(train.labels) % 10 == 9
-    if not is_val.any():
-        raise ValueError(f"{root}: no val/, and no class of train/ has the ten images to set one aside")
-    train_files, val_files = (
-        Files(tuple(train.paths[i] for i in part.nonzero().flatten().tolist()), train.labels[part])
-        for part in (~is_val, is_val)
-    )
-    return train_files, val_files
+def _size_of(items: Items) -> int:
+    return int(items.images.shape[-1]) if isinstance(items, Packed) else size_of(items.path(0))

@@ -10,11 +10,14 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from nmflow.train.data.augment import flip, shift
+from nmflow.train.data.pixels import Pixels
 from nmflow.train.objectives import Objective
 
 Kind = Literal["images", "text", "sentences", "translation"]
 """What an item is, and so which networks take it."""
+
+MANY_ITEMS = 200_000
+"""From here on a tenth is more than validation needs."""
 
 Inputs = Tensor | Mapping[str, Tensor]
 """What a network takes: one tensor, or several by the names of its arguments."""
@@ -82,26 +85,6 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """From bytes [B, C, H, W] to a network's input: augment, then (pixel - mean) / std per channel."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    pad: int = 0
-    """Pixels by which an augmented image may shift in each direction; 0 for no augmentation."""
-    flips: bool = False
-    """Whether augmentation mirrors left and right."""
-
-    def __call__(self, pixels: Tensor, generator: torch.Generator | None) -> Tensor:
-        if generator is not None and self.pad:
-            pixels = shift(pixels, self.pad, generator)
-        if generator is not None and self.flips:
-            pixels = flip(pixels, generator)
-        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
-        return (pixels.to(torch.float32) - mean) / std
-
-
-@dataclass(frozen=True)
 class TensorSplit:
     """Images that fit into memory: bytes [n, C, H, W] and labels [n]."""
 
@@ -130,6 +113,15 @@ def rank_in_class(labels: Tensor) -> Tensor:
     return ranks
 
 
-def missing(path: str | Path, layout: str) -> FileNotFoundError:
-    """The error for data that is not there: what was looked for, and what should lie there."""
-    return FileNotFoundError(f"{path}: not found; expected {layout}")
+def held_out(labels: Tensor) -> tuple[Tensor, str]:
+    """Which training items (a bool tensor [n]) are val where data bring none, and the note that says so.
+
+    Every tenth of a class; of more than 200,000 items every hundredth, which is enough to see how well a run does.
+    """
+    every, ordinal = (10, "tenth") if len(labels) <= MANY_ITEMS else (100, "hundredth")
+    return rank_in_class(labels) % every == every - 1, f"val is every {ordinal} training image of a class"
+
+
+def missing(path: str | Path, layout: str, fetch: str = "") -> FileNotFoundError:
+    """The error for data that is not there: what was looked for, what should lie there, and how to get it."""
+    return FileNotFoundError(f"{path}: not found; expected {layout}" + (f". To get the data: {fetch}" if fetch else ""))
