@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from nmflow.models import build_model
 from nmflow.sparsifier import Sparsifier, SparsityReport
+from nmflow.train.bleu import check_bleu
 from nmflow.train.checkpoint import Position, State
 from nmflow.train.config import TrainConfig
 from nmflow.train.data import Data, Inputs, Split, batch_indices, share, step_generator
@@ -29,6 +30,8 @@ from nmflow.train.recorder import Recorder
 from nmflow.train.stop import how_to_resume
 
 EVAL_BATCH = 256
+EVAL_LOGITS = 1 << 27
+"""Logits of one batch of an evaluation, at most: half a gigabyte in float32."""
 CALIBRATION_BATCHES = 4
 """Batches whose gradients score the weights for snip."""
 
@@ -81,11 +84,13 @@ def connect(precision: str) -> Accelerator:
 def prepare(config: TrainConfig, data: Data) -> Training:
     """Build network, sparsifier and optimizer of a run; the same seed gives the same first weights.
 
-    Raises `ValueError` where they do not fit together (see `connect`, `share`, `build_model`, `Sparsifier`).
+    Raises `ValueError` where they do not fit together (see `connect`, `check_bleu`, `share`, `build_model`,
+    `Sparsifier`).
     """
     accelerator = connect(config.precision)
     if config.optim.label_smoothing and isinstance(data.objective, Regress):
         raise ValueError("optim.label_smoothing: a number has no classes to spread it over; set it to 0")
+    check_bleu(config.bleu, data)
     share(config.batch, 0, accelerator.num_processes, 0, config.accumulate)
     torch.manual_seed(config.seed)
     model = build_model(config.model, data).to(accelerator.device)
@@ -295,8 +300,10 @@ def evaluate(
     model.eval()
     mine = torch.arange(len(items))[process::num_processes]
     found: list[Outcomes] = []
-    for first in range(0, len(mine), EVAL_BATCH):
-        inputs, targets = on_device(items.batch(mine[first : first + EVAL_BATCH]), device)
+    places = data.sample_shape[0] if data.kind in ("text", "translation") else 1
+    size = max(1, min(EVAL_BATCH, EVAL_LOGITS // (places * data.num_classes)))
+    for first in range(0, len(mine), size):
+        inputs, targets = on_device(items.batch(mine[first : first + size]), device)
         outcomes = data.objective.outcomes(logits_of(model, inputs), targets)
         found.append({name: tensor.cpu() for name, tensor in outcomes.items()})
     model.train(was_training)

@@ -10,6 +10,7 @@ from nmflow.report.folder import RunFolder, read_json
 from nmflow.runtime import compress_file, load_compressed, save_model, verify
 from nmflow.runtime.atomic import replacing
 from nmflow.targets import recorded, slots_to_json
+from nmflow.train.bleu import translate_test
 from nmflow.train.checkpoint import Position, load_checkpoint
 from nmflow.train.config import TrainConfig
 from nmflow.train.data import Data
@@ -105,8 +106,14 @@ def _prove(run: Training, folder: RunFolder) -> dict[str, Any]:
     device = run.accelerator.device
     report = run.state.sparsifier.finalize()
     test = evaluate(model, run.data, "test", device)
+    said = translate_test(model, run.data, run.config.bleu)
+    said.write(folder.translations)
     save_model(model, folder.model)
-    figures: dict[str, Any] = {"val": evaluate(model, run.data, "val", device).to_dict(), "test": test.to_dict()}
+    figures: dict[str, Any] = {
+        "val": evaluate(model, run.data, "val", device).to_dict(),
+        "test": {**test.to_dict(), **said.figures()},
+        **said.described(),
+    }
     slots = recorded(model)
     if not slots:
         return {**figures, "sparsity": None, "verify": None, "compressed": None}
@@ -115,19 +122,22 @@ def _prove(run: Training, folder: RunFolder) -> dict[str, Any]:
     if not proof.ok:
         raise RuntimeError("\n".join([f"{folder.model}: this is a defect of nmflow", *proof.lines()]))
     files = compress_file(folder.model, folder.compressed)
-    again = evaluate(_from_file(run, folder), run.data, "test", device)
+    packed = _from_file(run, folder)
+    again = evaluate(packed, run.data, "test", device)
     if abs(again.main - test.main) > AGREEMENT * max(1.0, abs(test.main)):
         name = next(iter(test.figures))
         raise RuntimeError(
             f"{folder.compressed}: {name} {again.main:.4f} on the test split, the model it was made from has "
             f"{test.main:.4f}; this is a defect of nmflow"
         )
+    said_again = translate_test(packed, run.data, run.config.bleu)
     return {
         **figures,
         "sparsity": {"density": report.density, "weights": sum(slot.weights for slot in report.slots)},
         "verify": proof.to_dict(),
         "compressed": {
-            "test": again.to_dict(),
+            "test": {**again.to_dict(), **said_again.figures()},
+            **said.agreement(said_again, folder.compressed),
             "layers": [asdict(layer) for layer in files.layers],
             "bytes_before": files.bytes_before,
             "bytes_after": files.bytes_after,
