@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from nmflow.train.config import TrainConfig
 
 WORDS = ("a", "bad", "big", "cat", "dog", "film", "fun", "good", "is", "it", "less", "more", "not", "old", "runs",
          "sad", "small", "the", "very", "was")  # fmt: skip
@@ -132,8 +134,13 @@ def _hub_label(text: str, classes: tuple[str, ...]) -> float:
     return classes.index(text) if text in classes else int(text)
 
 
-def parallel_folder(folder: Path, layout: str, packed: bool) -> dict[str, list[tuple[str, str]]]:
-    """Sentences and the same with every word backwards, en-xx, as pairs or as a file a side; what was written."""
+def parallel_folder(
+    folder: Path, layout: str, packed: bool, names: Mapping[str, str] | None = None
+) -> dict[str, list[tuple[str, str]]]:
+    """Sentences and the same with every word backwards, en-xx, as pairs or as a file a side; what was written.
+
+    `names` are those of the files where they are not train, valid and test.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     texts = {}
     for part, count in (("train", 80), ("valid", 12), ("test", 14)):
@@ -141,11 +148,24 @@ def parallel_folder(folder: Path, layout: str, packed: bool) -> dict[str, list[t
         lines = [sentence(rng) for _ in range(count)]
         pairs = [(line, " ".join(word[::-1] for word in line.split())) for line in lines]
         texts["val" if part == "valid" else part] = pairs
-        files = {f"{part}.en-xx.tsv": ["\t".join(pair) for pair in pairs]}
+        name = (names or {}).get(part, part)
+        files = {f"{name}.en-xx.tsv": ["\t".join(pair) for pair in pairs]}
         if layout == "sides":
             columns = zip(*pairs, strict=True)
-            files = {f"{part}.{side}": list(column) for side, column in zip(("en", "xx"), columns, strict=True)}
+            files = {f"{name}.{side}": list(column) for side, column in zip(("en", "xx"), columns, strict=True)}
         for name, rows in files.items():
             content = ("\n".join(rows) + "\n").encode()
             (folder / f"{name}{'.gz' if packed else ''}").write_bytes(gzip.compress(content) if packed else content)
     return texts
+
+
+def pairs_config(folder: Path, **changes: Any) -> TrainConfig:
+    """A small run on the pairs of `parallel_folder`."""
+    model = {"name": "transformers:marian", "pretrained": False, "width": 32, "depth": 1, "heads": 2, "dropout": 0.0}
+    return TrainConfig(
+        **{
+            "data": {"name": "translation", "path": str(folder), "vocabulary": 60, "context": 24}, "model": model,
+            "pattern": "1:8", "steps": 30, "batch": 16, "eval_every": 15, "checkpoint_every": 12, "baseline": False,
+            "optim": {"lr": 1e-2, "schedule": "inverse-sqrt", "label_smoothing": 0.1}, **changes,
+        }
+    )  # fmt: skip

@@ -9,6 +9,7 @@ import difflib
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,6 +180,43 @@ def compress(source: str, destination: str, targets: tuple[str, ...], as_json: b
 
     report = compress_file(source, destination, rules)
     _answer(report.lines(), report.to_dict(), as_json)
+
+
+@cli.command(short_help="Let a run translate, or go on with a text.")
+@click.argument("run", type=click.Path(exists=True, file_okay=False))
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="May be repeated; else a line of stdin each.")
+@click.option("--tokens", type=click.IntRange(1), help="Most tokens of an answer.  [text: 200; else data.context]")
+@click.option("--beam", type=click.IntRange(1), help="Translations that are followed at a time.  [default: 1]")
+@click.option("--temperature", type=click.FloatRange(0), help="Of a text; 0 takes the likeliest token.  [default: 0]")
+@click.option("--seed", type=click.IntRange(0), help="Of a text with a temperature.  [default: 0]")
+@json_option
+def generate(
+    run: str,
+    prompts: tuple[str, ...],
+    tokens: int | None,
+    beam: int | None,
+    temperature: float | None,
+    seed: int | None,
+    as_json: bool,
+) -> None:
+    """Let the compressed network of a RUN folder translate (data=translation), or go on with a text (data=text).
+
+    For instance runs/NAME --prompt "ROMEO: " --temperature 0.8; or runs/NAME < lines.en > lines.de.
+    """
+    given: Iterable[str] = prompts
+    if not prompts:
+        if sys.stdin.isatty():
+            raise click.UsageError("nothing to go by: give --prompt TEXT, or lines on stdin")
+        given = (line.rstrip("\r\n") for line in sys.stdin)
+    from nmflow.train.speech import Asked, speak
+
+    answers = []
+    for prompt, text in speak(run, given, Asked(tokens, beam, temperature, seed)):
+        answers.append({"prompt": prompt, "text": text})
+        if not as_json:
+            click.echo(text)
+    if as_json:
+        _print_json({"run": run, "answers": answers})
 
 
 @cli.command("targets", short_help="Show what rules take of a network.")

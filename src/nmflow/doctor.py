@@ -19,9 +19,13 @@ _OPTIONAL = {
     "timm": "models by model=timm:NAME",
     "transformers": "its models; nothing of nmflow itself needs it",
     "tensorboard": "curves by tensorboard=true",
+    "sentencepiece": "vocabularies of data=translation",
+    "sacrebleu": "BLEU of data=translation",
     "triton": "torch.compile on GPUs",
 }
-_IN_EXTRAS = ("timm", "transformers", "tensorboard")
+_EXTRAS = {"timm": "timm", "transformers": "transformers", "tensorboard": "tensorboard",
+           "sentencepiece": "translation", "sacrebleu": "translation"}  # fmt: skip
+"""Which of our extras brings a package."""
 _COMPILERS = ("c++", "g++", "clang++", "cl")
 
 
@@ -150,10 +154,9 @@ def _missing_packages(packages: tuple[Package, ...]) -> list[str]:
     for package in packages:
         if package.version is None and package.required:
             missing.append(f"{package.name} is not installed, and nmflow needs it: pip install {package.name}")
-        elif package.version is None and package.name in _IN_EXTRAS:
-            missing.append(
-                f"{package.name} is not installed ({package.purpose}): pip install 'nmflow[{package.name}]'"
-            )
+        elif package.version is None and package.name in _EXTRAS:
+            extra = _EXTRAS[package.name]
+            missing.append(f"{package.name} is not installed ({package.purpose}): pip install 'nmflow[{extra}]'")
     return missing
 
 

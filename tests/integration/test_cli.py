@@ -50,7 +50,7 @@ sys.meta_path.insert(0, Refuse())
         (("train", "--help"), 0, "resume=DIR"),
         ((), 2, "Commands:"),
         (("scedule", "ste", "1:4"), 2, 'did you mean "schedule"?'),
-        (("frobnicate",), 2, "compare, compress, doctor, report, schedule, targets, train, verify"),
+        (("frobnicate",), 2, "compare, compress, doctor, generate, report, schedule, targets, train, verify"),
         (("schedule",), 2, "Missing argument"),
         (("schedule", "mdgf-linaer", "1:8"), 2, 'did you mean "mdgf-linear"'),
         (("schedule", "ste", "8:1"), 2, 'did you mean "1:8"'),
@@ -64,6 +64,8 @@ sys.meta_path.insert(0, Refuse())
         (("verify", "no-such-file"), 2, "does not exist"),
         (("compress", "only-one"), 2, "only-one"),
         (("compress", "."), 2, "Missing argument"),
+        (("generate",), 2, "Missing argument"),
+        (("generate", ".", "--prompt", "a", "--tokens", "0"), 2, "range"),
     ],
 )
 def test_help_and_wrong_usage_import_nothing_heavy(arguments: tuple[str, ...], code: int, expected: str) -> None:
@@ -432,7 +434,7 @@ def test_doctor_names_what_is_missing_and_the_way_out(monkeypatch: pytest.Monkey
     version = metadata.version
 
     def without(name: str) -> str:
-        if name in ("timm", "pyyaml", "triton"):
+        if name in ("timm", "pyyaml", "triton", "sacrebleu"):
             raise metadata.PackageNotFoundError(name)
         return version(name)
 
@@ -440,6 +442,7 @@ def test_doctor_names_what_is_missing_and_the_way_out(monkeypatch: pytest.Monkey
     monkeypatch.setenv("PATH", "")
     missing = "\n".join(doctor.examine().missing)
     assert "timm is not installed (models by model=timm:NAME): pip install 'nmflow[timm]'" in missing
+    assert "sacrebleu is not installed (BLEU of data=translation): pip install 'nmflow[translation]'" in missing
     assert "pyyaml is not installed, and nmflow needs it: pip install pyyaml" in missing
     assert "no C++ compiler" in missing
     assert "triton" not in missing

@@ -1,4 +1,5 @@
-"""Networks of transformers from files to files: an encoder fine-tuned on GLUE, a GPT-2 that writes when compressed."""
+"""Networks of transformers from files to files: an encoder fine-tuned on GLUE, language models and translators that
+speak when compressed."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from language import bert_folder, glue_folder, parallel_folder, sentence
+from language import bert_folder, glue_folder, pairs_config, parallel_folder, sentence
 from safetensors.torch import load_file, save_file
 from small_runs import assert_same_bits, one_run, start
 
@@ -21,9 +22,9 @@ from nmflow.report.plots import training_figure
 from nmflow.report.tables import PlannedRun, read_cells, result_lines, table_lines
 from nmflow.runtime import load_compressed, verify
 from nmflow.train import train
-from nmflow.train.config import ModelConfig, TrainConfig
+from nmflow.train.config import DataConfig, ModelConfig, TrainConfig
 from nmflow.train.data import Data, load_data
-from nmflow.train.loop import prepare, take_step
+from nmflow.train.loop import evaluate, prepare, take_step
 
 pytest.importorskip("transformers", reason="the encoder comes from transformers, which is an extra")
 
@@ -147,7 +148,9 @@ def test_what_cannot_be_had_is_told_with_the_way_to_it(tmp_path: Path, tasks: Pa
             build_model(ModelConfig(name=name, **changes), data)
         return str(error.value)
 
-    assert "hf download" in refused(f"transformers:{tmp_path / 'nowhere'}")
+    nowhere = tmp_path / "nowhere"
+    assert f"fetch it: hf download nowhere --local-dir {nowhere}" in refused(f"transformers:{nowhere}")
+    assert "fetch it: hf download nobody/nothing" in refused("transformers:nobody/nothing")
     assert "it has sizes of its own" in refused(f"transformers:{bert}", width=64)
     assert "model.mlp_ratio: of no use" in refused(f"transformers:{bert}", mlp_ratio=2.0, pretrained=False)
     assert "transformers:NAME for sentences" in refused("lm-tiny")
@@ -239,41 +242,63 @@ def test_a_pretrained_network_reads_text_by_its_own_tokenizer(tmp_path: Path, be
     assert fresh.tokenizer() is None
 
 
+def test_an_evaluation_keeps_few_logits_at_a_time(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vocabulary of many thousands would fill the memory; the figures are the same."""
+    data = load_data(DataConfig(name="text", path=str(book), context=16))
+    model, sizes = build_model(ModelConfig(name="lm-tiny", width=32, heads=2), data), []
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    whole = evaluate(model, data, "test", "cpu")
+    monkeypatch.setattr("nmflow.train.loop.EVAL_LOGITS", 3 * 16 * data.num_classes + 1)
+    parts = evaluate(model, data, "test", "cpu")
+    items = len(data.test)
+    assert sizes == [items, *(min(3, items - first) for first in range(0, items, 3))]
+    assert parts.to_dict() == pytest.approx(whole.to_dict(), rel=1e-5)
+
+
 # -- translation -------------------------------------------------------------------------------------------------
-
-
-def pairs_config(folder: Path, **changes: Any) -> TrainConfig:
-    model = {"name": "transformers:marian", "pretrained": False, "width": 32, "depth": 1, "heads": 2, "dropout": 0.0}
-    return TrainConfig(
-        **{
-            "data": {"name": "translation", "path": str(folder), "vocabulary": 60, "context": 24}, "model": model,
-            "pattern": "1:8", "steps": 30, "batch": 16, "eval_every": 15, "checkpoint_every": 12, "baseline": False,
-            "optim": {"lr": 1e-2, "schedule": "inverse-sqrt", "label_smoothing": 0.1}, **changes,
-        }
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("sentencepiece", reason="vocabularies are made by sentencepiece, which is an extra")
+    for extra in ("sentencepiece", "sacrebleu"):
+        pytest.importorskip(extra, reason="vocabularies and BLEU come from packages that are an extra")
     folder = tmp_path_factory.mktemp("pairs")
     parallel_folder(folder, "pairs", packed=False)
     return folder
 
 
-@pytest.mark.parametrize("kind", ["marian", "t5"])
-def test_an_encoder_decoder_learns_to_translate(tmp_path: Path, pairs: Path, kind: str) -> None:
-    settings = pairs_config(pairs, model={**pairs_config(pairs).model.model_dump(), "name": f"transformers:{kind}"})
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with settings of its own, of which only the architecture is taken."""
+    from transformers import T5Config
+
+    folder = tmp_path_factory.mktemp("models") / "t5"
+    T5Config(feed_forward_proj="gated-gelu", vocab_size=999, pad_token_id=7, eos_token_id=8).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["marian", "t5", "a folder of t5"])
+def test_an_encoder_decoder_learns_to_translate(tmp_path: Path, pairs: Path, kind: str, t5: str) -> None:
+    import sacrebleu
+
+    sizes = pairs_config(pairs).model.model_dump()
+    name = f"transformers:{kind if kind in ('marian', 't5') else t5}"
+    settings = pairs_config(pairs, model={**sizes, "name": name})
     folder = run(settings, tmp_path / "run")
     result = json.loads(folder.result.read_text())
     losses = [line["val_loss"] for line in read_metrics(folder.metrics) if "val_loss" in line]
     assert losses[-1] < 3.5 < torch.tensor(60.0).log()
-    assert list(result["test"]) == ["loss", "accuracy", "perplexity", "items"]
+    assert list(result["test"]) == ["loss", "accuracy", "perplexity", "items", "bleu"]
     data = load_data(settings.data)
     _, targets = data.test.batch(torch.arange(len(data.test)))
     assert result["test"]["items"] == int((targets != -100).sum())
     assert verify(folder.model).ok
     assert (folder.path / "vocabulary.model").read_bytes() == data.files["vocabulary.model"]
+    references = [line.split("\t")[1] for line in (pairs / "test.en-xx.tsv").read_text().splitlines()]
+    said = (folder.path / "translations.txt").read_text().splitlines()
+    assert result["test"]["bleu"] == sacrebleu.corpus_bleu(said, [references]).score > 0
+    assert result["compressed"]["test"] == pytest.approx(result["test"], abs=1e-4)
+    assert result["compressed"]["translations_alike"] == len(said) == 14
 
 
 def test_words_count_alike_however_a_batch_is_cut_up(pairs: Path) -> None:

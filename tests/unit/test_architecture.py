@@ -20,7 +20,7 @@ import nmflow
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "nmflow"
 OPTIONAL = {"timm", "transformers", "lightning", "pytorch_lightning", "tensorboard", "torchvision", "triton",
-            "datasets"}
+            "datasets", "sentencepiece", "sacrebleu"}
 FACES = {"__init__", "__main__", "_version"}                      # know every floor by name, decide nothing
 FILES = sorted(path.relative_to(SOURCE) for path in SOURCE.rglob("*.py"))
 

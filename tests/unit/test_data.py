@@ -584,6 +584,7 @@ def test_windows_of_text_are_slices_of_it(tmp_path):
     data = load(f"text:{path}", context=5)
     alphabet = sorted(set(TEXT[:160]))
     assert (data.kind, data.sample_shape, data.num_classes) == ("text", (5,), len(alphabet) + 1)
+    assert data.files == {"alphabet.txt": "".join(alphabet).encode()}
     parts = {"train": (TEXT[:160], 1), "val": (TEXT[160:180], 5), "test": (TEXT[180:], 5)}
     for name, (part, stride) in parts.items():
         starts = [start for start in range(0, len(part), stride) if start + 5 < len(part)]
@@ -666,16 +667,34 @@ def test_the_real_tinyshakespeare(shared_data):
     assert data.sample_shape == (128,)
 
 
+def test_the_real_wikitext(tmp_path, shared_data):
+    """WikiText-2's own validation and test files; the first stands in for its train file as well."""
+    source = shared_data / "lm_text"
+    for part, file in (("train", "valid"), ("valid", "valid"), ("test", "test")):
+        if not (source / f"wikitext2.{file}.tokens.gz").is_file():
+            pytest.skip(f"no WikiText-2 at {source}")
+        (tmp_path / f"wiki.{part}.tokens.gz").symlink_to(source / f"wikitext2.{file}.tokens.gz")
+    data = load(f"text:{tmp_path}")
+    text = gzip.decompress((source / "wikitext2.test.tokens.gz").read_bytes()).decode()
+    assert torch.equal(data.train.tokens, data.val.tokens)
+    assert len(data.test.tokens) == len(text)
+    assert len(text.split()) + text.count("\n") == 245_569           # the official count has an <eos> a line
+    known = data.files["alphabet.txt"].decode()
+    assert data.test.tokens[:50].tolist() == [known.index(character) + 1 for character in text[:50]]
+
+
 # ------------------------------------------------------------------------------------------------ missing
 @pytest.mark.parametrize(
     ("text", "layout"),
     [("cifar10:nowhere", "cifar-10-batches-py"), ("cifar10:nowhere", "cifar10_train_jpeg.npz"),
      ("cifar10:nowhere", "curl -O .*cifar-10-python.tar.gz"), ("images:nowhere", "train/CLASS"),
      ("images:nowhere", "curl -O .*tiny-imagenet-200.zip"), ("images:nowhere", "https://image-net.org/"),
-     ("text:nowhere", "UTF-8 text file")],
+     ("text:nowhere", "UTF-8 text file"),
+     ("text:nowhere.txt", "curl -L --create-dirs -o nowhere.txt https:"),
+     ("text:nowhere.txt.gz", "curl -L --create-dirs -o nowhere.txt https:")],
 )
 def test_missing_data_are_told_with_the_layout_expected(text, layout):
-    with pytest.raises(FileNotFoundError, match=f"nowhere: not found; expected .*{layout}"):
+    with pytest.raises(FileNotFoundError, match=f"nowhere.*: not found; expected .*{layout}"):
         load(text)
 
 

@@ -121,7 +121,7 @@ def test_what_is_not_there_or_broken_is_refused(tmp_path: Path, bert: Path) -> N
         load(tmp_path / "elsewhere", bert)
     with pytest.raises(ValueError, match="needs a tokenizer: model=transformers:NAME"):
         load(folder, None)
-    with pytest.raises(ValueError, match=r"no tokenizer found for .*nowhere.*hf download"):
+    with pytest.raises(ValueError, match=r"no tokenizer found for .*nowhere.*hf download nowhere --local-dir /"):
         load(folder, tmp_path / "nowhere")
     whole = (folder / "train.tsv").read_text()
     lines = whole.splitlines()

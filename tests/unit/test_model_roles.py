@@ -80,6 +80,17 @@ def test_networks_of_transformers(case: str) -> None:
     assert taken(model) == wanted
 
 
+@pytest.mark.parametrize("case", ["bert", "roberta", "electra", "bart", "t5", "gpt2, fused"])
+def test_the_head_of_a_classifier_has_no_role(case: str) -> None:
+    """What a classifier has beside the network that it stands on stays dense, an out_proj of its own included."""
+    transformers = pytest.importorskip("transformers", reason="an extra")
+    kind, sizes, wanted = TRANSFORMERS[case]
+    with torch.device("meta"):
+        settings = transformers.AutoConfig.for_model(kind, **sizes)
+        model = transformers.AutoModelForSequenceClassification.from_config(settings)
+    assert taken(model) == wanted
+
+
 def swin(embed: int, depths: tuple[int, ...]) -> Weights:
     """Widths double from stage to stage, the hidden layer has four times the width."""
     widths = [embed * 2**stage for stage in range(len(depths))]

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from nmflow.train.config import ModelConfig
+from nmflow.train.data.hub import fetch_command
 from nmflow.train.data.splits import Data
-from nmflow.train.data.translation import END, PAD
+from nmflow.train.data.vocabulary import END, PAD
 
 PREFIX = "transformers:"
 
@@ -22,6 +23,9 @@ _HEADS = {"sentences": "AutoModelForSequenceClassification", "text": "AutoModelF
 
 _SIZES = {"width": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads"}
 """Our sizes by the names that transformers' configurations share."""
+
+_ENDS = {"pad_token_id": PAD, "decoder_start_token_id": PAD, "eos_token_id": END}
+"""How a translation begins and ends."""
 
 
 def build_transformers(config: ModelConfig, data: Data) -> nn.Module:
@@ -46,6 +50,8 @@ def build_transformers(config: ModelConfig, data: Data) -> nn.Module:
     try:
         if config.pretrained is False:
             fresh: nn.Module = auto.from_config(settings)
+            if data.kind == "translation":  # what a folder says of generation is about the tokens that it had
+                fresh.generation_config = transformers.GenerationConfig(**_ENDS)
             return fresh
         with _quiet(transformers):
             model, info = auto.from_pretrained(
@@ -126,8 +132,7 @@ def _settings(transformers: Any, name: str, config: ModelConfig, data: Data) -> 
 
 def _pair_sizes(config: ModelConfig, data: Data) -> dict[str, Any]:
     """Our sizes as encoder-decoders name them (Marian's and BART's, and T5's), for both sides alike."""
-    ends = {"pad_token_id": PAD, "decoder_start_token_id": PAD, "eos_token_id": END, "forced_eos_token_id": None}
-    found: dict[str, Any] = {"vocab_size": data.num_classes, **ends}
+    found: dict[str, Any] = {"vocab_size": data.num_classes, **_ENDS, "forced_eos_token_id": None}
     if config.width is not None:
         found["d_model"] = config.width
         for key in ("encoder_ffn_dim", "decoder_ffn_dim", "d_ff"):
@@ -148,4 +153,4 @@ def unreachable(name: str, error: Exception) -> str:
     """What to tell where transformers finds no network of this name, and the line that fetches it."""
     if Path(name).exists():
         return f"model: {name} is no folder of transformers: {str(error).splitlines()[0]}"
-    return f"model: there is no folder {name}, and the hub gave no such model; fetch it: hf download {name}"
+    return f"model: there is no folder {name}, and the hub gave no such model; fetch it: {fetch_command(name)}"

@@ -60,6 +60,11 @@ class RunFolder:
         return self.path / "compressed.safetensors"
 
     @property
+    def translations(self) -> Path:
+        """What the finalized model makes of the test split, a line a sentence; of translation alone."""
+        return self.path / "translations.txt"
+
+    @property
     def result(self) -> Path:
         """Every figure of the run. Its presence says that the run is done."""
         return self.path / "result.json"

@@ -48,6 +48,7 @@ MEASURES: dict[str, Measure] = {
     "spearman": Measure("Spearman correlation"),
     "score": Measure("score"),
     "perplexity": Measure("perplexity", fraction=False, higher_is_better=False),
+    "bleu": Measure("BLEU", fraction=False),
 }
 """By the name that stands in result.json and metrics.jsonl. `score` is GLUE's: the mean of a task's two measures."""
 

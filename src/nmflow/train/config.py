@@ -254,6 +254,23 @@ class OptimConfig(_Settings):
     """Judge the run by an exponential average of its weights with this decay, such as 0.999; none: by the last ones."""
 
 
+class BleuConfig(_Settings):
+    """How the translations of the test split are made and judged by BLEU, once training is over."""
+
+    sentences: Annotated[int, Field(ge=0)] | None = None
+    """Sentences of test that are translated, the first ones; none: all; 0: no BLEU."""
+    beam: Count = 1
+    """Translations that are followed at a time; 1 is greedy."""
+    length: Count | None = None
+    """Most tokens of a translation; none: data.context."""
+
+    @model_validator(mode="after")
+    def _of_use(self) -> BleuConfig:
+        if self.sentences == 0 and (self.beam, self.length) != (1, None):
+            raise ValueError("sentences=0 measures no BLEU; leave the other settings out")
+        return self
+
+
 class RunConfig(_Settings):
     """What a single run and a comparison have in common."""
 
@@ -263,6 +280,8 @@ class RunConfig(_Settings):
     """The network: vit-tiny, lm-tiny, timm:NAME, transformers:NAME, or a mapping."""
     optim: OptimConfig = OptimConfig()
     """The optimizer."""
+    bleu: BleuConfig = BleuConfig()
+    """Translation: how BLEU is measured."""
     remainder: Literal["error", "partial", "skip"] = "error"
     """A last block shorter than M: refuse, keep min(N, r) of it, or leave the layer dense."""
     mask_every: Count = 1
@@ -296,6 +315,14 @@ class RunConfig(_Settings):
         if shard and getattr(info.data.get("optim"), "ema", None) is not None:
             raise ValueError("an average (optim.ema) of spread weights is not supported; leave one of them out")
         return shard
+
+    @field_validator("bleu")
+    @classmethod
+    def _translates(cls, bleu: BleuConfig, info: ValidationInfo) -> BleuConfig:
+        data = info.data.get("data")  # none where it has a problem of its own
+        if data is not None and data.name != "translation" and bleu != BleuConfig():
+            raise ValueError(f"of no use to {data.name} (it is for translation); leave it out")
+        return bleu
 
     @field_validator("accumulate")
     @classmethod

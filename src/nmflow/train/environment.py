@@ -13,7 +13,8 @@ from accelerate import Accelerator
 
 import nmflow
 
-_PACKAGES = ("torch", "numpy", "accelerate", "safetensors", "timm", "transformers", "scikit-learn")
+_PACKAGES = ("torch", "numpy", "accelerate", "safetensors", "timm", "transformers", "sentencepiece",
+             "scikit-learn")  # fmt: skip
 _GIT_SECONDS = 5.0
 
 

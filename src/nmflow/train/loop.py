@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from nmflow.models import build_model
 from nmflow.sparsifier import Sparsifier, SparsityReport
 from nmflow.train.average import Average
+from nmflow.train.bleu import check_bleu
 from nmflow.train.checkpoint import Position, State
 from nmflow.train.config import TrainConfig
 from nmflow.train.data import Data, Inputs, Split, batch_indices, longest_first, share, step_generator
@@ -32,6 +33,8 @@ from nmflow.train.spread import spread
 from nmflow.train.stop import how_to_resume
 
 EVAL_BATCH = 256
+EVAL_LOGITS = 1 << 27
+"""Logits of one batch of an evaluation, at most: half a gigabyte in float32."""
 CALIBRATION_BATCHES = 4
 """Batches whose gradients score the weights for snip."""
 
@@ -84,10 +87,12 @@ def connect(precision: str) -> Accelerator:
 def prepare(config: TrainConfig, data: Data) -> Training:
     """Build network, sparsifier and optimizer of a run; the same seed gives the same first weights.
 
-    Raises `ValueError` where they do not fit together (see `connect`, `share`, `build_model`, `Sparsifier`, `spread`).
+    Raises `ValueError` where they do not fit together (see `connect`, `check_bleu`, `share`, `build_model`,
+    `Sparsifier`, `spread`).
     """
     accelerator = connect(config.precision)
     data = replace(data, objective=trained_by(data.objective, config.optim))
+    check_bleu(config.bleu, data)
     share(config.batch, 0, accelerator.num_processes, 0, config.accumulate)
     torch.manual_seed(config.seed)
     model = build_model(config.model, data).to(accelerator.device)
@@ -311,8 +316,10 @@ def evaluate(
     mine = torch.arange(len(items))[process::num_processes]
     order = longest_first(items, mine)
     found: list[Outcomes] = []
-    for first in range(0, -(-len(items) // num_processes), EVAL_BATCH):
-        batch = mine[order[first : first + EVAL_BATCH]]
+    places = data.sample_shape[0] if data.kind in ("text", "translation") else 1
+    size = max(1, min(EVAL_BATCH, EVAL_LOGITS // (places * data.num_classes)))
+    for first in range(0, -(-len(items) // num_processes), size):
+        batch = mine[order[first : first + size]]
         # The layers of a spread network are gathered by all processes together: one that has run out of items
         # computes some again, to no account.
         inputs, targets = on_device(items.batch(batch if len(batch) else torch.tensor([0])), device)

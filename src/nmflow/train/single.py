@@ -14,6 +14,7 @@ from nmflow.runtime.atomic import replacing
 from nmflow.shards import is_spread
 from nmflow.sparsifier import SparsityReport
 from nmflow.targets import record, recorded, slots_to_json
+from nmflow.train.bleu import translate_test
 from nmflow.train.checkpoint import Position, checkpoint_path, load_checkpoint
 from nmflow.train.config import TrainConfig
 from nmflow.train.data import Data
@@ -139,9 +140,16 @@ def _prove(
     """Write the finalized weights, and measure what is in the files. The dense recipe has nothing to prove."""
     device = run.accelerator.device
     test = _tested(model, run)
+    said = translate_test(model, run.data, run.config.bleu)
+    said.write(folder.translations)
     save_model(model, folder.model)
-    figures: dict[str, Any] = {"val": evaluate(model, run.data, "val", device).to_dict(), "test": test.to_dict()}
-    figures |= {"weights": "last" if raw is None else "average", "raw": raw}
+    figures: dict[str, Any] = {
+        "val": evaluate(model, run.data, "val", device).to_dict(),
+        "test": {**test.to_dict(), **said.figures()},
+        **said.described(),
+        "weights": "last" if raw is None else "average",
+        "raw": raw,
+    }
     slots = recorded(model)
     if not slots:
         return {**figures, "sparsity": None, "verify": None, "compressed": None}
@@ -150,19 +158,22 @@ def _prove(
     if not proof.ok:
         raise RuntimeError("\n".join([f"{folder.model}: this is a defect of nmflow", *proof.lines()]))
     files = compress_file(folder.model, folder.compressed)
-    again = _tested(_from_file(run, folder), run)
+    packed = _from_file(run, folder)
+    again = _tested(packed, run)
     if abs(again.main - test.main) > AGREEMENT * max(1.0, abs(test.main)):
         name = next(iter(test.figures))
         raise RuntimeError(
             f"{folder.compressed}: {name} {again.main:.4f} on the test split, the model it was made from has "
             f"{test.main:.4f}; this is a defect of nmflow"
         )
+    said_again = translate_test(packed, run.data, run.config.bleu)
     return {
         **figures,
         "sparsity": {"density": report.density, "weights": sum(slot.weights for slot in report.slots)},
         "verify": proof.to_dict(),
         "compressed": {
-            "test": again.to_dict(),
+            "test": {**again.to_dict(), **said_again.figures()},
+            **said.agreement(said_again, folder.compressed),
             "layers": [asdict(layer) for layer in files.layers],
             "bytes_before": files.bytes_before,
             "bytes_after": files.bytes_after,

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nmflow.train.data.hub import fetch_command
+
 Tokenizer = Any
 """A tokenizer of transformers; there are no types to name."""
 
@@ -65,7 +67,7 @@ def load_tokenizer(source: str | None, who: str) -> Tokenizer:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"no tokenizer found for {source}: {str(error).splitlines()[0]}; fetch it: hf download {source}"
+            f"no tokenizer found for {source}: {str(error).splitlines()[0]}; fetch it: {fetch_command(source)}"
         ) from error
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import gzip
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from nmflow.train.config import DataConfig
+from nmflow.train.data.alphabet import ALPHABET_FILE, Alphabet
 from nmflow.train.data.lines import PARTS
 from nmflow.train.data.sentences import load_tokenizer
 from nmflow.train.data.splits import Data, missing
@@ -21,25 +22,29 @@ from nmflow.train.objectives import PredictTokens
 DEFAULT_CONTEXT = 128
 MAX_BYTES = 1 << 29
 """The largest text that is read, unpacked."""
-UNKNOWN = 0
-"""Token of a character that the train part does not have."""
+SHAKESPEARE = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/"
+    "tinyshakespeare/input.txt"
+)
+"""A million characters to begin with."""
 
 
 def load_text(config: DataConfig, tokenizer: str | None = None) -> Data:
     """Windows of T = `context` tokens; the target of a token is the next one.
 
     Of one file the first 80 % are train, the next 10 % val, the last 10 % test; a folder has a file for each, told by
-    its name. Without a tokenizer the tokens are characters: token 0 is any that train lacks, the others are train's
-    characters by code point. A training window may begin anywhere; those of val and test lie end to end.
+    its name. Without a tokenizer the tokens are the characters of train, and one for all others; a run keeps them in
+    its folder. A training window may begin anywhere; those of val and test lie end to end.
     Raises `FileNotFoundError`, and `ValueError` where a file is no UTF-8 text or too short.
     """
     path, context = Path(config.path or ""), config.context or DEFAULT_CONTEXT
     texts, source = _texts(path, whole_words=tokenizer is not None)
+    files: dict[str, bytes] = {}
     if tokenizer is None:
-        codes = {name: np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32) for name, text in texts.items()}
-        alphabet = np.unique(codes["train"])
-        tokens = {name: torch.from_numpy(_encode(each, alphabet)) for name, each in codes.items()}
-        vocabulary, unit = len(alphabet) + 1, "characters"
+        alphabet = Alphabet(texts["train"])
+        tokens = {name: torch.from_numpy(alphabet.encode(text)) for name, text in texts.items()}
+        vocabulary, unit = len(alphabet), "characters"
+        files[ALPHABET_FILE] = alphabet.characters.encode()
     else:
         cutter = load_tokenizer(tokenizer, "data=text")
         tokens = {name: torch.tensor(_cut(cutter, text), dtype=torch.int32) for name, text in texts.items()}
@@ -61,6 +66,7 @@ def load_text(config: DataConfig, tokenizer: str | None = None) -> Data:
         sample_shape=(context,),
         unit=unit,
         notes=(source,),
+        files=files,
     )
 
 
@@ -79,12 +85,6 @@ class TextSplit:
         """Inputs [B, T] and targets [B, T], the same window one token on. Nothing is augmented."""
         windows = self.tokens[indices.view(-1, 1) * self.stride + torch.arange(self.context + 1)].long()
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
-
-
-def _encode(codes: np.ndarray, alphabet: np.ndarray) -> np.ndarray:
-    """Code points to tokens: 1 + the place in the alphabet, or UNKNOWN."""
-    place = np.searchsorted(alphabet, codes).clip(max=len(alphabet) - 1)
-    return np.where(alphabet[place] == codes, place + 1, UNKNOWN).astype(np.int32)
 
 
 def _cut(tokenizer: Any, text: str) -> list[int]:
@@ -119,7 +119,12 @@ def _texts(path: Path, whole_words: bool) -> tuple[dict[str, str], str]:
 def _read(path: Path) -> str:
     """The text of a UTF-8 file, plain or .gz."""
     if not path.is_file():
-        raise missing(path, "a UTF-8 text file, plain or .gz, or a folder of a train, a valid and a test file")
+        fetch = f"curl -L --create-dirs -o {shlex.quote(str(path).removesuffix('.gz'))} {SHAKESPEARE}"
+        raise missing(
+            path,
+            "a UTF-8 text file, plain or .gz, or a folder of a train, a valid and a test file; to begin with "
+            f"Shakespeare's plays: {fetch}",
+        )
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)

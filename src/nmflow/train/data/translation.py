@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import re
-from dataclasses import dataclass
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,17 +15,22 @@ from nmflow.train.config import DataConfig
 from nmflow.train.data.lines import PARTS, lines_of
 from nmflow.train.data.sentences import places_of
 from nmflow.train.data.splits import Data, missing
+from nmflow.train.data.vocabulary import PAD, VOCABULARY_FILE, Vocabulary, train_vocabulary
 from nmflow.train.objectives import NOT_COUNTED, PredictTokens
 
-PAD, UNKNOWN, END = 0, 1, 2
-"""Tokens that every vocabulary has; a target begins with PAD, as Marian's and T5's do."""
 DEFAULT_CONTEXT = 128
 DEFAULT_VOCABULARY = 8000
-VOCABULARY_FILE = "vocabulary.model"
+AT_A_TIME = 10_000
+"""Sentences that are cut up at a time."""
 LAYOUT = (
     "for each of train, valid and test one file of tab-separated pairs (train.en-de.tsv) or one file a language "
     "(train.en, train.de), plain or .gz"
 )
+MULTI30K = (
+    "https://raw.githubusercontent.com/multi30k/dataset/a3d2e0d26b56f3846f66a952536ffed4e401d05a/data/task1/raw/"
+    "{train,val,test_2016_flickr}.{en,de}.gz"
+)
+"""29,000 captions and their translations, as curl reads it."""
 
 
 def load_translation(config: DataConfig, tokenizer: str | None = None) -> Data:
@@ -36,24 +41,37 @@ def load_translation(config: DataConfig, tokenizer: str | None = None) -> Data:
     `ValueError` where they do not fit together.
     """
     folder, context = Path(config.path or ""), config.context or DEFAULT_CONTEXT
+    if not folder.is_dir():
+        fetch = f"curl -L --create-dirs --output-dir {shlex.quote(str(folder))} --remote-name-all '{MULTI30K}'"
+        raise missing(folder, f"{LAYOUT}; to begin with Multi30k: {fetch}")
     languages = config.languages or _named_languages(folder)
     texts = {part: _pairs(folder, part, languages) for part in PARTS}
-    vocabulary = _trained(texts["train"], config.vocabulary or DEFAULT_VOCABULARY)
-    processor = _processor(vocabulary)
-    splits = {part: _encode(pairs, processor, context) for part, pairs in texts.items()}
+    sentences = (sentence for pair in texts["train"] for sentence in pair)
+    stored = train_vocabulary(sentences, config.vocabulary or DEFAULT_VOCABULARY)
+    vocabulary = Vocabulary(stored)
+    splits = {part: _encode(pairs, vocabulary, context) for part, pairs in texts.items()}
+    references = References(tuple(target for _, target in texts["test"]), languages.partition("-")[2])
     return Data(
         name=f"translation {languages}",
         kind="translation",
         objective=PredictTokens(("accuracy", "perplexity")),
         train=splits["train"],
         val=splits["val"],
-        test=splits["test"],
-        num_classes=processor.get_piece_size(),
+        test=replace(splits["test"], references=references),
+        num_classes=len(vocabulary),
         sample_shape=(context,),
         unit="tokens",
         notes=("accuracy is that of the next token, given the right ones before it",),
-        files={VOCABULARY_FILE: vocabulary},
+        files={VOCABULARY_FILE: stored},
     )
+
+
+@dataclass(frozen=True)
+class References:
+    """The translations as they stand in the file, and the language that they are in."""
+
+    lines: tuple[str, ...]
+    language: str
 
 
 @dataclass(frozen=True)
@@ -64,6 +82,8 @@ class PairSplit:
     source_starts: Tensor
     target: Tensor
     target_starts: Tensor
+    references: References | None = None
+    """Of test alone."""
 
     def __len__(self) -> int:
         return len(self.source_starts) - 1
@@ -75,6 +95,11 @@ class PairSplit:
         given = torch.cat([torch.full_like(target[:, :1], PAD), target[:, :-1]], dim=1)
         inputs = {"input_ids": source, "attention_mask": is_source.long(), "decoder_input_ids": given}
         return inputs, target.masked_fill(~is_target, NOT_COUNTED)
+
+    def sources(self, count: int) -> list[list[int]]:
+        """The tokens of the first `count` sentences that are to be translated."""
+        ends = self.source_starts[1 : count + 1]
+        return [tokens.tolist() for tokens in self.source[: int(ends[-1])].tensor_split(ends[:-1])]
 
 
 def _padded(tokens: Tensor, starts: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,19 +113,16 @@ Pairs = list[tuple[str, str]]
 
 def _named_languages(folder: Path) -> str:
     """From a file such as train.en-de.tsv."""
-    if folder.is_dir():
-        for file in sorted(folder.iterdir()):
-            found = re.search(r"\.([a-z]{2,3}-[a-z]{2,3})\.tsv(\.gz)?$", file.name)
-            if found:
-                return found[1]
+    for file in sorted(folder.iterdir()):
+        found = re.search(r"\.([a-z]{2,3}-[a-z]{2,3})\.tsv(\.gz)?$", file.name)
+        if found:
+            return found[1]
     raise ValueError(f"{folder}: its files do not say from which language to which; give data.languages=en-de")
 
 
 def _pairs(folder: Path, part: str, languages: str) -> Pairs:
     source, _, target = languages.partition("-")
-    if not folder.is_dir():
-        raise missing(folder, LAYOUT)
-    files = [file for file in sorted(folder.iterdir()) if file.is_file() and re.search(PARTS[part], file.name)]
+    files = _files(folder, part)
     tables = [file for file in files if re.search(r"\.tsv(\.gz)?$", file.name)]
     sides = [[file for file in files if re.search(rf"\.{side}(\.gz)?$", file.name)] for side in (source, target)]
     if len(tables) == 1:
@@ -123,37 +145,27 @@ def _pairs(folder: Path, part: str, languages: str) -> Pairs:
     return pairs
 
 
-def _sentencepiece() -> Any:
-    try:
-        import sentencepiece
-    except ImportError as error:
-        raise ValueError("data=translation needs sentencepiece: pip install 'nmflow[translation]'") from error
-    return sentencepiece
+def _files(folder: Path, part: str) -> list[Path]:
+    """The files of a part, told by a word in their names; of two of WMT's newstests the later one is test."""
+    files = [file for file in sorted(folder.iterdir()) if file.is_file()]
+    words = dict(PARTS)
+    years = sorted(set(re.findall(r"newstest\d{4}", " ".join(file.name for file in files))))
+    if len(years) > 1:
+        words |= {"val": f"{words['val']}|{years[-2]}", "test": years[-1]}
+    return [file for file in files if re.search(words[part], file.name)]
 
 
-def _trained(pairs: Pairs, size: int) -> bytes:
-    """The vocabulary as SentencePiece's own file; the same bytes for the same text."""
-    written = io.BytesIO()
-    try:
-        _sentencepiece().SentencePieceTrainer.train(
-            sentence_iterator=(sentence for pair in pairs for sentence in pair), model_writer=written,
-            vocab_size=size, model_type="unigram", character_coverage=1.0, pad_id=PAD, unk_id=UNKNOWN, eos_id=END,
-            bos_id=-1, num_threads=1, minloglevel=2, input_sentence_size=2_000_000, shuffle_input_sentence=False,
-        )  # fmt: skip
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ValueError(f"data.vocabulary: no vocabulary of {size} tokens from this text: {reason}") from error
-    return written.getvalue()
+def _encode(pairs: Pairs, vocabulary: Vocabulary, context: int) -> PairSplit:
+    source, target = (_laid_out(side, vocabulary, context) for side in zip(*pairs, strict=True))
+    return PairSplit(*source, *target)
 
 
-def _processor(vocabulary: bytes) -> Any:
-    return _sentencepiece().SentencePieceProcessor(model_proto=vocabulary)
-
-
-def _encode(pairs: Pairs, processor: Any, context: int) -> PairSplit:
-    sides = []
-    for side in zip(*pairs, strict=True):
-        items = [[*item[: context - 1], END] for item in processor.encode(list(side))]
-        starts = torch.tensor([0, *map(len, items)]).cumsum(0)
-        sides += [torch.tensor([token for item in items for token in item], dtype=torch.int32), starts]
-    return PairSplit(*sides)
+def _laid_out(sentences: Sequence[str], vocabulary: Vocabulary, context: int) -> tuple[Tensor, Tensor]:
+    """(tokens end to end, where items begin and the last one ends). Piece by piece: a list of numbers takes ten times
+    the memory of a tensor."""
+    pieces, lengths = [], [0]
+    for first in range(0, len(sentences), AT_A_TIME):
+        items = vocabulary.encode(sentences[first : first + AT_A_TIME], context)
+        lengths += map(len, items)
+        pieces.append(torch.tensor([token for item in items for token in item], dtype=torch.int32))
+    return torch.cat(pieces), torch.tensor(lengths).cumsum(0)
