@@ -15,6 +15,7 @@ from nmflow.train.config import TrainConfig
 from nmflow.train.data import Data
 from nmflow.train.environment import environment
 from nmflow.train.files import remove_leftovers, write_json, write_text
+from nmflow.train.flops import flops_of
 from nmflow.train.loop import Training, calibrate, evaluate, fit, prepare
 from nmflow.train.progress import Display
 from nmflow.train.recorder import Recorder
@@ -92,6 +93,7 @@ def _described(run: Training) -> dict[str, Any]:
         "measure": run.data.objective.measures[0],
         "model": config.model.name,
         "parameters": sum(parameter.numel() for parameter in run.state.model.parameters()),
+        "flops": flops_of(run),
         "recipe": sparsifier.recipe.to_dict(),
         "pattern": " + ".join(dict.fromkeys(str(slot.pattern) for slot in sparsifier.slots)),
         "steps": config.steps,
