@@ -178,6 +178,23 @@ def test_products_without_a_layer() -> None:
     assert report.dense.total - report.total == 2 * 5 * 8 * 24 * 7 // 8
 
 
+class Pooled(nn.Module):
+    """An attention whose only query is a weight: products of a matrix and a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Parameter(torch.zeros(8))
+
+    def forward(self, x_TC: Tensor) -> Tensor:
+        return (x_TC @ self.score).softmax(0) @ x_TC
+
+
+def test_a_vector_is_a_weight_of_one_row() -> None:
+    report = count_flops(Pooled(), torch.zeros(5, 8), {"score": "2:8"})
+    assert report.dense.by_kind == {"Attend": 2 * 5 * 8, "other": 2 * 5 * 8}
+    assert report.by_layer == {"": 2 * 5 * 2 + 2 * 5 * 8}
+
+
 # ----------------------------------------------------------------------------- networks, by torch's own counter
 def counted_by_torch(model: nn.Module, example: Any, backward: bool) -> int:
     """Attention in plain products: the fused ones of a CPU are not counted by every version of torch."""

@@ -21,7 +21,7 @@ def flops_of(run: Training) -> dict[str, Any]:
     sparsifier = run.state.sparsifier
     try:
         report = count_flops(run.state.model, example, None, sparsifier.recipe, run.config.steps, run.config.remainder)
-    except (ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever it is that a network does not let itself be copied for
         return {"why_not": str(error)}
     first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
     facts = report.to_dict()
