@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nmflow.attach import refresh
+    from nmflow.flops import count_flops
     from nmflow.masks import is_nm, nm_mask
     from nmflow.pattern import Pattern
     from nmflow.runtime import (
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "nmflow.attach": ("refresh",),
+    "nmflow.flops": ("count_flops",),
     "nmflow.masks": ("is_nm", "nm_mask"),
     "nmflow.pattern": ("Pattern",),
     "nmflow.schedules": ("Stage", "recipe", "recipes", "sequence"),
@@ -41,9 +43,9 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "CompressedNM", "Pattern", "Sparsifier", "Stage", "__version__", "compress", "decompress", "for_inference",
-    "is_nm", "load_compressed", "nm_mask", "recipe", "recipes", "refresh", "save_compressed", "sequence", "tune",
-    "verify",
+    "CompressedNM", "Pattern", "Sparsifier", "Stage", "__version__", "compress", "count_flops", "decompress",
+    "for_inference", "is_nm", "load_compressed", "nm_mask", "recipe", "recipes", "refresh", "save_compressed",
+    "sequence", "tune", "verify",
 ]
 
 

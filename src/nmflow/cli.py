@@ -82,9 +82,23 @@ targets_option = click.option(
     "--targets",
     multiple=True,
     metavar="RULE=N:M",
-    help="What is sparse, such as ff=1:16 or re:blocks.*fc1.weight=1:8; dense keeps it dense. May be repeated; "
-    "without it, what the file says of itself holds.",
+    help="What is sparse, such as ff=1:16 or re:blocks.*fc1.weight=1:8; dense keeps it dense. May be repeated.",
 )
+remainder_option = click.option(
+    "--remainder", type=click.Choice(["error", "partial", "skip"]), default="error", show_default=True,
+    help="A last block shorter than M: refuse, keep min(N, r) of it, or leave the layer dense; as in train.",
+)
+
+
+def example_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The sizes of the input that a network is counted on."""
+    for name, what in (
+        ("--length", "Tokens of a text. Without it, the network's context, at most 512."),
+        ("--image", "Pixels of an image's side. Without it, what the network is configured for."),
+        ("--batch", "Inputs of a forward, 1 without it."),
+    ):
+        command = click.option(name, type=click.IntRange(min=1), help=what)(command)
+    return command
 
 
 @cli.command(short_help="Train a network to N:M, next to a dense run.")
@@ -157,8 +171,8 @@ def report(folders: tuple[str, ...], tasks: str | None, as_json: bool) -> None:
 def verify(ctx: click.Context, path: str, targets: tuple[str, ...], as_json: bool) -> None:
     """Prove that the weights at PATH (a run folder, a safetensors file) are N:M, block by block.
 
-    Exit code 0: they are; 1: they are not, and the blocks that break the pattern are named; 2: it could not be
-    asked.
+    Without --targets, what the file says of itself holds. Exit code 0: they are; 1: they are not, and the blocks
+    that break the pattern are named; 2: it could not be asked.
     """
     rules = _read_targets(targets)
     import nmflow
@@ -174,7 +188,10 @@ def verify(ctx: click.Context, path: str, targets: tuple[str, ...], as_json: boo
 @targets_option
 @json_option
 def compress(source: str, destination: str, targets: tuple[str, ...], as_json: bool) -> None:
-    """Write the N:M weights of IN (a run folder, a safetensors file) as values and offsets to OUT."""
+    """Write the N:M weights of IN (a run folder, a safetensors file) as values and offsets to OUT.
+
+    Without --targets, what the file says of itself holds.
+    """
     rules = _read_targets(targets)
     from nmflow.runtime import compress_file
 
@@ -222,25 +239,78 @@ def generate(
 @cli.command("targets", short_help="Show what rules take of a network.")
 @click.argument("model")
 @targets_option
-@click.option(
-    "--remainder", type=click.Choice(["error", "partial", "skip"]), default="error", show_default=True,
-    help="A last block shorter than M: refuse, keep min(N, r) of it, or leave the layer dense; as in train.",
-)
+@remainder_option
+@example_options
 @json_option
-def show_targets(model: str, targets: tuple[str, ...], remainder: Remainder, as_json: bool) -> None:
+def show_targets(
+    model: str,
+    targets: tuple[str, ...],
+    remainder: Remainder,
+    batch: int | None,
+    image: int | None,
+    length: int | None,
+    as_json: bool,
+) -> None:
     """Show what rules take of MODEL (timm:NAME, transformers:NAME, vit-tiny, lm-tiny) and what stays dense, and why.
 
-    For instance timm:vit_base_patch16_224 --targets ff=1:16 --targets qk=1:4. Without rules: its roles.
+    For instance timm:vit_base_patch16_224 --targets ff=1:16 --targets qk=1:4. Without rules: its roles. FLOPs are
+    those of a forward, a multiply-add as two.
     """
     rules = _read_targets(targets)
+    from nmflow.flops import count_flops
+    from nmflow.models.example import example_input
     from nmflow.models.skeleton import skeleton
-    from nmflow.report.coverage import report_coverage
+    from nmflow.report.coverage import Forward, report_coverage
     from nmflow.targets import Coverage, candidates, resolve
 
     network = skeleton(model)
     found = resolve(network, rules, remainder) if rules else Coverage(())
-    report = report_coverage(model, candidates(network), found)
+    forward: Forward | str
+    try:
+        example = example_input(network, batch or 1, image, length)
+        forward = Forward(example.text, count_flops(network, example.inputs, rules, remainder=remainder))
+    except ValueError as error:
+        if batch or image or length:
+            raise
+        forward = str(error)  # nobody asked for it
+    report = report_coverage(model, candidates(network), found, forward)
     _answer(report.lines(), report.to_dict(), as_json)
+
+
+@cli.command(short_help="Count what a network and its training cost.")
+@click.argument("model")
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
+@targets_option
+@remainder_option
+@example_options
+@json_option
+def flops(
+    model: str,
+    settings: tuple[str, ...],
+    targets: tuple[str, ...],
+    remainder: Remainder,
+    batch: int | None,
+    image: int | None,
+    length: int | None,
+    as_json: bool,
+) -> None:
+    """Count the FLOPs of MODEL (timm:NAME, transformers:NAME, vit-tiny, lm-tiny), dense and sparse, a multiply-add as
+    two.
+
+    `pattern=1:16` alone means the FF layers; --targets says it by role or name. With `recipe=mdgf-exponential
+    steps=10000` those of a training run as well, each step of which is one on a batch of the example's size.
+    """
+    rules, recipe, steps = _read_flops(settings, targets)
+    from nmflow.flops import count_flops
+    from nmflow.models.example import example_input
+    from nmflow.models.skeleton import skeleton
+    from nmflow.report.flops import FlopsAnswer
+
+    network = skeleton(model)
+    example = example_input(network, batch or 1, image, length)
+    report = count_flops(network, example.inputs, rules, recipe, steps, remainder)
+    answer = FlopsAnswer(model, example.text, report, recipe.label if recipe else None)
+    _answer(answer.lines(), answer.to_dict(), as_json)
 
 
 @cli.command(short_help="Show what a recipe does at which step.")
@@ -431,6 +501,32 @@ def _read_targets(rules: Iterable[str]) -> dict[str, str | None] | None:
             raise click.UsageError(f'--targets "{rule}": the rule "{name}" is given twice')
         targets[name] = str(Pattern.parse(pattern))
     return targets or None
+
+
+def _read_flops(
+    settings: Iterable[str], targets: Iterable[str]
+) -> tuple[dict[str, str | None] | None, Recipe | None, int | None]:
+    """(targets, recipe, steps) of `nmflow flops`."""
+    given: dict[str, str] = {}
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key not in ("pattern", "recipe", "steps") or not value:
+            raise click.UsageError(f'"{setting}": expected pattern=N:M, recipe=NAME or steps=NUMBER')
+        if key in given:
+            raise click.UsageError(f'"{setting}": {key} is given twice')
+        given[key] = value
+    pattern, recipe, steps = (given.get(key) for key in ("pattern", "recipe", "steps"))
+    rules = _read_targets([*([f"ff={pattern}"] if pattern else []), *targets])
+    if (recipe is None) != (steps is None):
+        raise click.UsageError("the FLOPs of a run need both: recipe=mdgf-exponential steps=10000")
+    if steps is not None and not (steps.isdecimal() and int(steps)):
+        raise click.UsageError(f'"steps={steps}": expected a number of optimizer steps')
+    if recipe is None or steps is None:
+        return rules, None, None
+    made = _read_recipe(recipe, ())
+    if rules is None and made.name != "dense":
+        raise click.UsageError(f"{made.label} of which weights? pattern=1:16 means the FF layers, --targets any")
+    return rules, made, int(steps)
 
 
 def _read_recipe(text: str, options: Iterable[str]) -> Recipe:

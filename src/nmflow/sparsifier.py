@@ -420,22 +420,11 @@ class Sparsifier:
         if not self.slots:
             reasons = "; ".join(f"{label}: {reason}" for label, reason in self.coverage.dense.items())
             problems.append(f"no weight is left to make sparse: {reasons}")
-        planned: dict[tuple[Pattern, int], list[Stage]] = {}
-        for slot in self.slots:
-            key = (slot.pattern, slot.axis)
-            if key not in planned:
-                try:
-                    segments = plan(self.recipe, self.total_steps, slot.pattern, slot.axis)
-                except ValueError as error:
-                    problems.append(f"{slot.label}: {error}")
-                    segments = []
-                planned[key] = [segment.first for segment in segments]
-            for stage in planned[key]:
-                if self.remainder != "partial" and slot.axis % slot.pattern.m == 0:
-                    problems += [axis_problem(slot, p) for p in (stage.pattern, stage.outer) if slot.axis % p.m]
+        stages, unplanned = plan_slots(self.slots, self.recipe, self.total_steps, self.remainder)
+        problems += unplanned
         if problems:
             raise ValueError("\n".join(dict.fromkeys(problems)))
-        return {stage for stages in planned.values() for stage in stages}
+        return stages
 
     def _dense_weight(self, name: str) -> nn.Parameter:
         module, _, local = name.rpartition(".")
@@ -467,6 +456,27 @@ class Sparsifier:
     @property
     def _mask_remainder(self) -> Remainder:
         return "partial" if self.remainder == "partial" else "error"
+
+
+def plan_slots(
+    slots: Iterable[Slot], recipe: Recipe, total_steps: int, remainder: Remainder
+) -> tuple[set[Stage], list[str]]:
+    """The first stage of every segment of the slots' plans, and what keeps the plans from being carried out."""
+    problems: list[str] = []
+    planned: dict[tuple[Pattern, int], list[Stage]] = {}
+    for slot in slots:
+        key = (slot.pattern, slot.axis)
+        if key not in planned:
+            try:
+                segments = plan(recipe, total_steps, slot.pattern, slot.axis)
+            except ValueError as error:
+                problems.append(f"{slot.label}: {error}")
+                segments = []
+            planned[key] = [segment.first for segment in segments]
+        for stage in planned[key]:
+            if remainder != "partial" and slot.axis % slot.pattern.m == 0:
+                problems += [axis_problem(slot, p) for p in (stage.pattern, stage.outer) if slot.axis % p.m]
+    return {stage for stages in planned.values() for stage in stages}, problems
 
 
 def _not_finite(weights: Mapping[str, tuple[Tensor, Shard | None]]) -> list[str]:

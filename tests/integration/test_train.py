@@ -7,6 +7,7 @@ import json
 import math
 import shlex
 import socket
+import threading
 from importlib import metadata
 from itertools import product
 from pathlib import Path
@@ -27,6 +28,7 @@ from nmflow.train.config import TrainConfig
 from nmflow.train.data import load_data
 from nmflow.train.data.augment import mix
 from nmflow.train.data.order import batch_indices, step_generator
+from nmflow.train.flops import flops_of
 from nmflow.train.loop import DivergedError, evaluate, prepare, take_step
 from nmflow.train.run import reproduce_command
 
@@ -263,6 +265,27 @@ def test_figures_agree_with_the_files(run):
     assert result["val"]["accuracy"] == last["val_accuracy"]
     assert result["val"]["loss"] == pytest.approx(last["val_loss"], rel=1e-5)
     assert result["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+def test_flops_of_the_run(run):
+    """Batches of 16 images of 4 patches, width 32, hidden layer 64; sparse in the 12 steps after 28 of decay."""
+    tokens, ff = 64, 2 * (2 * 64 * 32 * 64)
+    dense = ff + 2 * tokens * (16 * 32 + 4 * 32 * 32) + 2 * (2 * 16 * 4 * 4 * 32) + 2 * 16 * 32 * 10
+    flops = json.loads(run.folder.result.read_text())["flops"]
+    assert flops == {
+        "inputs": [16, 1, 8, 8],
+        "forward": {"dense": dense, "sparse": dense - ff * 7 // 8},
+        "training": {"dense": 40 * 3 * dense, "sparse": 40 * 3 * dense - 12 * 2 * ff * 7 // 8},
+    }
+    baseline = json.loads(run.folder.dense.result.read_text())["flops"]
+    assert baseline["training"] == {"dense": 40 * 3 * dense, "sparse": 40 * 3 * dense}
+
+
+def test_a_network_that_cannot_be_counted_is_no_reason_to_lose_a_run():
+    config = small()
+    run = prepare(config, load_data(config.data))
+    run.state.model.lock = threading.Lock()  # cannot be copied
+    assert "cannot pickle" in flops_of(run)["why_not"]
 
 
 def test_weights_are_nm_in_the_file(run):

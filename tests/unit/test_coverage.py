@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from click.testing import CliRunner
-from torch import nn
+from torch import Tensor, nn
 
+from nmflow import count_flops
 from nmflow.cli import cli
 from nmflow.models.skeleton import skeleton
-from nmflow.report.coverage import CoverageReport, report_coverage
+from nmflow.report.columns import short
+from nmflow.report.coverage import CoverageReport, Forward, report_coverage
 from nmflow.targets import candidates, resolve
 
 
@@ -21,8 +24,16 @@ class Block(nn.Module):
         self.linear1, self.linear2, self.norm = nn.Linear(12, 20), nn.Linear(20, 12), nn.LayerNorm(12)
 
 
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(x, x, x)[0]
+        return x + self.linear2(self.linear1(self.norm(x)))
+
+
 def report(model: nn.Module, rules: dict[str, str | None]) -> CoverageReport:
-    return report_coverage("mine", candidates(model), resolve(model, rules, remainder="partial"))
+    """On seven tokens."""
+    counted = count_flops(model, torch.zeros(7, 12), rules, remainder="partial")
+    found = resolve(model, rules, remainder="partial")
+    return report_coverage("mine", candidates(model), found, Forward("seven tokens", counted))
 
 
 def test_weights_that_differ_in_a_number_share_a_line() -> None:
@@ -48,6 +59,21 @@ def test_weights_that_differ_in_a_number_share_a_line() -> None:
     assert found.others + sum(group.weights for group in found.groups) == found.parameters
 
 
+def test_flops_stand_beside_the_weights_they_are_of() -> None:
+    """Seven tokens read every weight once: two FLOPs a weight and token; Logit and Attend have no weights."""
+    found = report(nn.Sequential(Block(), Block()), {"ff": "1:4", "q": "2:8"})
+    assert len(found.groups) == 6
+    for group in found.groups:
+        assert (group.flops, group.flops_kept) == (14 * group.weights, 14 * group.kept)
+    products = 2 * (2 * 2 * 7 * 7 * 12)
+    dense = products + sum(group.flops for group in found.groups)
+    kept = products + sum(group.flops_kept for group in found.groups)
+    assert found.to_dict()["flops"] == {"example": "seven tokens", "dense": dense, "sparse": kept}
+    told = f"FLOPs of seven tokens: {short(dense)}, {short(products)} of them in products without these weights; "
+    assert found.lines()[-2] == f"{told}{short(kept)} are kept, {100 * kept / dense:.1f} %"
+    assert next(line for line in found.lines() if "linear1" in line).split()[-4:] == ["6.720", "K", "1.680", "K"]
+
+
 def test_a_rule_that_takes_a_whole_projection_is_one_line() -> None:
     [whole] = [group for group in report(Block(), {"qkv": "1:4"}).groups if "in_proj" in group.name]
     assert (whole.name, whole.roles, whole.rows, whole.pattern) == ("attn.in_proj_weight", "q k v", 36, "1:4")
@@ -66,6 +92,8 @@ def test_the_command_answers_for_networks_by_name() -> None:
     facts = json.loads(CliRunner().invoke(cli, ["targets", "lm-tiny", "--json"]).output)
     assert facts["kept"] == facts["parameters"]
     assert {group["roles"] for group in facts["groups"]} == {"q k v", "o", "ff", ""}
+    assert facts["flops"]["example"] == "1 text of 128 tokens; its context is 128"
+    assert facts["flops"]["dense"] == facts["flops"]["sparse"] > 0
 
 
 @pytest.mark.parametrize(

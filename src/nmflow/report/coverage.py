@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from nmflow.flops import FlopsReport
 from nmflow.layout import rows_shape
+from nmflow.report.columns import columns, short, starred
 from nmflow.targets import Candidate, Coverage
 
 
@@ -25,13 +26,25 @@ class Group:
     """None where they stay dense."""
     why: str
     """The rule that took them, or why they stay dense."""
-    count: int
-    kept: int
+    count: int = 0
+    kept: int = 0
     """Weights kept of all of them."""
+    flops: int = 0
+    """Of their products in a forward, dense; 0 where none was counted."""
+    flops_kept: int = 0
 
     @property
     def weights(self) -> int:
         return self.count * self.rows * self.axis
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A network's products on an example."""
+
+    example: str
+    """What it was, in words."""
+    report: FlopsReport
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,8 @@ class CoverageReport:
     parameters: int
     others: int
     """Parameters that no role reaches: biases, norms, embeddings."""
+    forward: Forward | str
+    """Or why it was not counted."""
 
     @property
     def kept(self) -> int:
@@ -51,40 +66,60 @@ class CoverageReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        groups = [{**asdict(group), "weights": group.weights} for group in self.groups]
-        return {**asdict(self), "groups": groups, "kept": self.kept}
+        forward: dict[str, Any] = {"why_not": self.forward}
+        if isinstance(self.forward, Forward):
+            report = self.forward.report
+            forward = {"example": self.forward.example, "dense": report.dense.total, "sparse": report.total}
+        return {
+            "model": self.model,
+            "groups": [{**asdict(group), "weights": group.weights} for group in self.groups],
+            "parameters": self.parameters,
+            "others": self.others,
+            "kept": self.kept,
+            "flops": forward,
+        }
 
     def lines(self) -> list[str]:
         """A table, what is left over, and the sums."""
-        rows = [("weights", "", "role", "rows x axis", "pattern", "parameters", "kept", "")]
+        headings = ("weights", "", "role", "rows x axis", "pattern", "parameters", "kept", "FLOPs", "kept", "")
+        rows: list[tuple[str, ...]] = [headings]
         for group in self.groups:
             taken = group.pattern is not None
             rows.append(
                 (group.name, f"{group.count}", group.roles or "-", f"{group.rows} x {group.axis}",
-                 group.pattern or "dense", f"{group.weights:,}", f"{group.kept:,}", "" if taken else group.why)
+                 group.pattern or "dense", f"{group.weights:,}", f"{group.kept:,}", short(group.flops),
+                 short(group.flops_kept), "" if taken else group.why)
             )  # fmt: skip
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        right = {1, 5, 6}
-        table = [
-            "  ".join(
-                cell.rjust(width) if place in right else cell.ljust(width)
-                for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
+        if isinstance(self.forward, str):
+            rows = [(*row[:7], row[-1]) for row in rows]
         sparse = [group for group in self.groups if group.pattern is not None]
         return [
-            *table,
+            *columns(rows, right={1, 5, 6, *((7, 8) if isinstance(self.forward, Forward) else ())}),
             f"others (biases, norms, embeddings: sparse by exact name alone): {self.others:,}",
+            self._flops_line(),
             f"{self.model}: {sum(group.weights for group in sparse):,} of {self.parameters:,} parameters are N:M; "
             f"{self.kept:,} are kept, {100 * self.kept / max(self.parameters, 1):.1f} %",
         ]
 
+    def _flops_line(self) -> str:
+        if isinstance(self.forward, str):
+            return f"FLOPs are not counted: {self.forward}"
+        report = self.forward.report
+        was, now = report.dense.total, report.total
+        rest = was - sum(group.flops for group in self.groups)
+        return (
+            f"FLOPs of {self.forward.example}: {short(was)}, {short(rest)} of them in products without these weights; "
+            f"{short(now)} are kept, {100 * now / max(was, 1):.1f} %"
+        )
 
-def report_coverage(model: str, candidates: Sequence[Candidate], coverage: Coverage) -> CoverageReport:
-    """Group what `resolve` found; `candidates` are those of the network."""
+
+def report_coverage(
+    model: str, candidates: Sequence[Candidate], coverage: Coverage, forward: Forward | str
+) -> CoverageReport:
+    """Group what `resolve` found; `candidates` are those of the network, `forward` its FLOPs by the same rules."""
     taken = {slot.label: (str(slot.pattern), slot.pattern.kept(slot.axis), slot.rule) for slot in coverage.slots}
-    groups: dict[tuple[Any, ...], Group] = {}
+    layers = forward.report.layers if isinstance(forward, Forward) else ()
+    groups: dict[Group, Group] = {}
     others = 0
     for candidate in candidates:
         height, axis = rows_shape(candidate.shape, candidate.layout) if len(candidate.shape) > 1 else (1, 0)
@@ -92,26 +127,31 @@ def report_coverage(model: str, candidates: Sequence[Candidate], coverage: Cover
         if candidate.bare and not whole:
             others += math.prod(candidate.shape)
             continue
-        for label, roles, rows in _parts(candidate, height, whole, taken, coverage):
+        mine = [layer for layer in layers if layer.parameter == candidate.name]
+        for label, roles, (start, stop) in _parts(candidate, height, whole, taken, coverage):
             pattern, kept_of_row, rule = taken.get(label, (None, axis, ""))
             why = rule or coverage.dense.get(label, coverage.dense.get(candidate.name, ""))
-            name = re.sub(r"(?:(?<=\.)|^)\d+(?=\.)", "*", label)
-            key = (name, roles, rows, axis, pattern, why)
-            before = groups.get(key)
-            count = before.count + 1 if before else 1
-            groups[key] = Group(name, roles, rows, axis, pattern, why, count, count * rows * kept_of_row)
+            inside = [layer for layer in mine if layer.rows is None or start <= layer.rows[0] < stop]
+            key = Group(starred(label), roles, stop - start, axis, pattern, why)
+            so_far = groups.get(key, key)
+            groups[key] = replace(
+                so_far,
+                count=so_far.count + 1,
+                kept=so_far.kept + (stop - start) * kept_of_row,
+                flops=so_far.flops + sum(layer.forward for layer in inside),
+                flops_kept=so_far.flops_kept + sum(layer.total for layer in inside),
+            )
     parameters = sum(math.prod(candidate.shape) for candidate in candidates)
-    return CoverageReport(model, tuple(groups.values()), parameters, others)
+    return CoverageReport(model, tuple(groups.values()), parameters, others, forward)
 
 
 def _parts(
     candidate: Candidate, height: int, whole: bool, taken: dict[str, Any], coverage: Coverage
-) -> Iterable[tuple[str, str, int]]:
+) -> Iterable[tuple[str, str, tuple[int, int]]]:
     """(label, roles, rows) of what stands on a line of its own: the whole weight, or its slices where they differ."""
     slices = [(f"{candidate.name}[{part[0]}:{part[1]}]", role, part) for role, part in candidate.slices() if part]
     parted = any(label in taken or label in coverage.dense for label, _, _ in slices)
     if whole or not parted:
-        yield candidate.name, " ".join(candidate.roles), height
-        return
-    for label, role, (start, stop) in slices:
-        yield label, role, stop - start
+        yield candidate.name, " ".join(candidate.roles), (0, height)
+    else:
+        yield from slices

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nmflow.ops import native
 from nmflow.ops.native_plan import DENSE, Key, NativePlan, Tiling
+from nmflow.runtime.example import Example, run
 from nmflow.runtime.modules import NMConv2d, NMLinear, PackedRows, PackedWeight
 
 
@@ -38,7 +39,7 @@ class Tuned:
 
 def tune(
     model: nn.Module,
-    example: Tensor | Sequence[Any] | Mapping[str, Any] | Callable[[], object],
+    example: Example | Callable[[], object],
     seconds: float = 0.3,
     plan: str | os.PathLike[str] | None = None,
 ) -> tuple[Tuned, ...]:
@@ -99,19 +100,8 @@ def _sizes(model: nn.Module, example: Any) -> list[tuple[PackedRows, int]]:
     handles = [layer.register_forward_pre_hook(note) for layer in layers]
     try:
         with torch.no_grad():
-            _run(model, example)
+            example() if callable(example) else run(model, example)
     finally:
         for handle in handles:
             handle.remove()
     return list(seen.values())
-
-
-def _run(model: nn.Module, example: Any) -> None:
-    if isinstance(example, Tensor):
-        model(example)
-    elif isinstance(example, Mapping):
-        model(**example)
-    elif isinstance(example, Sequence):
-        model(*example)
-    else:
-        example()

@@ -20,6 +20,7 @@ from nmflow.train.config import TrainConfig
 from nmflow.train.data import Data
 from nmflow.train.environment import environment
 from nmflow.train.files import remove_leftovers, write_json, write_text
+from nmflow.train.flops import flops_of
 from nmflow.train.loop import Score, Training, calibrate, evaluate, fit, prepare
 from nmflow.train.progress import Display
 from nmflow.train.recorder import Recorder
@@ -72,7 +73,7 @@ def run_single(
     if main or config.shard:
         final = _finalized(run)
     if main:
-        figures = {**_described(run), "seconds": seconds, **_prove(run, folder, *final)}
+        figures = {**_described(run, final[0]), "seconds": seconds, **_prove(run, folder, *final)}
         write_json(folder.result, {**figures, "dense": baseline})
     run.accelerator.wait_for_everyone()
     return read_json(folder.result)
@@ -92,7 +93,7 @@ def _keep_files(folder: RunFolder, data: Data) -> None:
             )
 
 
-def _described(run: Training) -> dict[str, Any]:
+def _described(run: Training, model: nn.Module) -> dict[str, Any]:
     """What was run."""
     config, sparsifier = run.config, run.state.sparsifier
     return {
@@ -102,6 +103,7 @@ def _described(run: Training) -> dict[str, Any]:
         "measure": run.data.objective.measures[0],
         "model": config.model.name,
         "parameters": sum(parameter.numel() for parameter in run.state.model.parameters()),
+        "flops": flops_of(run, model),
         "recipe": sparsifier.recipe.to_dict(),
         "pattern": " + ".join(dict.fromkeys(str(slot.pattern) for slot in sparsifier.slots)),
         "steps": config.steps,
