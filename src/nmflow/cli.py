@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -310,6 +310,61 @@ def flops(
     example = example_input(network, batch or 1, image, length)
     report = count_flops(network, example.inputs, rules, recipe, steps, remainder)
     answer = FlopsAnswer(model, example.text, report, recipe.label if recipe else None)
+    _answer(answer.lines(), answer.to_dict(), as_json)
+
+
+@cli.command(short_help="Work out what a process of a training run keeps in memory.")
+@click.argument("model")
+@targets_option
+@remainder_option
+@click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="GPUs of the run.")
+@click.option("--shard", is_flag=True, help="Spread over them (FSDP2), as shard=true in train; else a copy each.")
+@click.option("--bf16", is_flag=True, help="Mixed precision, as precision=bf16 in train.")
+@example_options
+@json_option
+def memory(
+    model: str,
+    targets: tuple[str, ...],
+    remainder: Remainder,
+    processes: int,
+    shard: bool,
+    bf16: bool,
+    batch: int | None,
+    image: int | None,
+    length: int | None,
+    as_json: bool,
+) -> None:
+    """Work out what one process of a training run of MODEL keeps in memory, without allocating any of it.
+
+    For instance transformers:llama --targets ff=1:8 --processes 64 --shard --bf16 --length 2048. The batch is that of
+    one process and micro-batch. AdamW on float32 weights; activations are what autograd keeps of one forward pass, in
+    bf16 throughout where that is asked for.
+    """
+    rules = _read_targets(targets)
+    import torch
+
+    from nmflow.memory import saved_bytes, training_memory
+    from nmflow.models.example import example_input
+    from nmflow.models.skeleton import skeleton
+    from nmflow.report.memory import MemoryAnswer
+    from nmflow.runtime.example import run
+    from nmflow.targets import resolve
+    from nmflow.train.spread import repeated_blocks
+
+    network = skeleton(model)
+    slots = resolve(network, rules, remainder).slots if rules else ()
+    example = example_input(network, batch or 1, image, length)
+    blocks = repeated_blocks(network) if shard else None
+    held = training_memory(network, slots, processes, blocks, bf16)
+    inputs = example.inputs
+    if bf16:
+        network = network.to(torch.bfloat16)
+        if isinstance(inputs, torch.Tensor) and inputs.is_floating_point():
+            inputs = inputs.to(torch.bfloat16)
+    kept = saved_bytes(network, lambda net: run(net, inputs))
+    spread = "one process" if processes == 1 else f"{processes} processes, {'FSDP2' if shard else 'DDP'}"
+    what = f"{spread}, {'bf16' if bf16 else 'float32'}, {example.text}"
+    answer = MemoryAnswer(model, what, replace(held, activations=kept))
     _answer(answer.lines(), answer.to_dict(), as_json)
 
 

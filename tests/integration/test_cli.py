@@ -50,7 +50,7 @@ sys.meta_path.insert(0, Refuse())
         (("train", "--help"), 0, "resume=DIR"),
         ((), 2, "Commands:"),
         (("scedule", "ste", "1:4"), 2, 'did you mean "schedule"?'),
-        (("frobnicate",), 2, "compare, compress, doctor, flops, generate, report, schedule, targets, train, verify"),
+        (("frobnicate",), 2, "doctor, flops, generate, memory, report, schedule, targets, train, verify"),
         (("schedule",), 2, "Missing argument"),
         (("schedule", "mdgf-linaer", "1:8"), 2, 'did you mean "mdgf-linear"'),
         (("schedule", "ste", "8:1"), 2, 'did you mean "1:8"'),
@@ -453,3 +453,16 @@ def test_doctor_names_what_is_missing_and_the_way_out(monkeypatch: pytest.Monkey
     assert "pyyaml is not installed, and nmflow needs it: pip install pyyaml" in missing
     assert "no C++ compiler" in missing
     assert "triton" not in missing
+
+
+def test_memory_is_worked_out_by_the_shapes():
+    """ViT-tiny's weights, 8 processes: a copy each has buckets, an eighth each has none but gathers."""
+    [whole, spread] = (
+        json.loads(call("memory", "vit-tiny", "--targets", "ff=1:8", "--processes", "8", "--json", *more).stdout)
+        for more in ((), ("--shard", "--bf16"))
+    )
+    assert whole["gradients"] == 2 * whole["weights"] == whole["optimizer"]
+    assert whole["effective"] == 4 * whole["masks"]
+    assert 8 * spread["weights"] == pytest.approx(whole["weights"], rel=0.01)
+    assert spread["gathered"] > 0 == whole["gathered"]
+    assert 2 * spread["activations"] == pytest.approx(whole["activations"], rel=0.1)

@@ -14,8 +14,8 @@ from small_runs import GENTLE, one_run, small, start, weights
 
 from nmflow.report.folder import RunFolder, read_metrics
 from nmflow.runtime import verify
-from nmflow.train.config import TrainConfig
-from nmflow.train.data import load_data
+from nmflow.train.config import TrainConfig, load_config
+from nmflow.train.data import load_data, share
 
 HERE = Path(__file__).parent
 CHECKS = (
@@ -129,6 +129,23 @@ def test_bf16_is_gathered_in_bf16(tmp_path: Path) -> None:
     """Weights stay float32, and the masks exact."""
     run = train_on(2, small(optim=GENTLE, shard=True, precision="bf16"), tmp_path / "run")
     assert {tensor.dtype for tensor in weights(run.model).values()} == {torch.float32}
+    assert verify(run.path).ok
+
+
+def test_the_configuration_for_64_gpus(tmp_path: Path) -> None:
+    """Its batch parts over 64 processes; a few steps of it on two, with a small network and text."""
+    path = Path(__file__).parents[2] / "examples" / "configs" / "llama-64-gpus.yaml"
+    config = load_config(path)
+    assert len({share(config.batch, process, 64, 0, config.accumulate).start for process in range(64)}) == 64
+    assert config.shard
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 60)
+    small_one = load_config(
+        path,
+        [f"data.path={text}", "data.context=16", "model=lm-tiny", "model.width=32", "model.depth=2", "model.heads=2",
+         "batch=16", "accumulate=2", "steps=6", "eval_every=6", "checkpoint_every=4"],
+    )  # fmt: skip
+    run = train_on(2, small_one, tmp_path / "run")
     assert verify(run.path).ok
 
 
