@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from nmflow.targets import Slot
 
@@ -94,7 +95,11 @@ def training_memory(
 
 
 def saved_bytes(model: nn.Module, run: Callable[[nn.Module], Any]) -> int:
-    """Bytes that autograd keeps of a forward pass `run(model)`, each storage once, parameters left out."""
+    """Bytes that autograd keeps of a forward pass `run(model)`, each storage once, parameters left out.
+
+    Of `scaled_dot_product_attention` query, key, value and output, as fused kernels keep it: on the meta device torch
+    would take it apart and keep the scores, which no GPU does.
+    """
     mine = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, tuple[Any, int]] = {}
 
@@ -104,9 +109,33 @@ def saved_bytes(model: nn.Module, run: Callable[[nn.Module], Any]) -> int:
             kept[storage._cdata] = (storage, storage.nbytes())  # held, so that no other gets its place
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), _FusedAttention():
         run(model)
     return sum(size for _, size in kept.values())
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention without its numbers."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not nn.functional.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        named = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
+        return _Attention.apply(named["query"], named["key"], named["value"])
+
+
+class _Attention(torch.autograd.Function):
+    """Keeps query, key, value and output; never run backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = query.new_zeros(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise NotImplementedError
 
 
 def _held(shape: tuple[int, ...], parts: int) -> int:

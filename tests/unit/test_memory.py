@@ -56,6 +56,13 @@ def test_a_spread_network_holds_whole_rows_and_gathers_two_blocks() -> None:
     assert training_memory(model, slots, 1, [model[0]]).gathered == 0
 
 
+def test_attention_keeps_no_scores() -> None:
+    """7 tokens of 2 heads of 4: query, key, value and output, of which the projections before keep nothing more."""
+    q, k, v = (torch.empty(1, 2, 7, 4, requires_grad=True) for _ in range(3))
+    attend = torch.nn.functional.scaled_dot_product_attention
+    assert saved_bytes(nn.Identity(), lambda _: attend(q, k, value=v)) == 4 * 4 * (2 * 7 * 4)
+
+
 def test_what_autograd_keeps_of_a_forward_pass() -> None:
     """Linear keeps its input, ReLU its output, which the next Linear keeps as well: x, and the hidden features once."""
     for device in ("cpu", "meta"):
