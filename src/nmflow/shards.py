@@ -202,6 +202,16 @@ def reshard(model: nn.Module) -> None:
             cast(Any, module).reshard()
 
 
+def refuse_spread(model: nn.Module, verb: str) -> None:
+    """Raise `ValueError` where this process holds parts of the weights only."""
+    name = next((name for name, parameter in model.named_parameters() if is_spread(parameter)), None)
+    if name is not None:
+        raise ValueError(
+            f"{verb}: {name} is spread over processes; gather the weights into an ordinary model first, with "
+            "torch.distributed.checkpoint.state_dict.get_model_state_dict and full_state_dict=True (docs/scaling.md)"
+        )
+
+
 def refuse_other_wrappers(model: nn.Module) -> None:
     """Raise `ValueError` for a model that DeepSpeed or FSDP1 has taken over: there the weights are no longer in it."""
     kinds = {kind.__module__.partition(".")[0] for module in model.modules() for kind in type(module).__mro__}

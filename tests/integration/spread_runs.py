@@ -105,6 +105,9 @@ def check_recipe(recipe: str, options: dict[str, Any], micro: int = 1, **setting
         assert torch.equal(bits, others)
     first.finalize()
     second.finalize()
+    for use in (nmflow.verify, nmflow.compress):
+        with pytest.raises(ValueError, match="spread over processes; gather the weights"):
+            use(two)
     alike(one, two)
     assert [type(module).__name__.removeprefix("FSDP") for module in two.modules()] == [
         type(module).__name__ for module in one.modules()

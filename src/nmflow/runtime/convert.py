@@ -19,6 +19,7 @@ from nmflow.runtime.fuse import unfuse
 from nmflow.runtime.inference import unstream
 from nmflow.runtime.modules import PackedWeight, is_stored, packed_weights, restore, store
 from nmflow.runtime.parts import StoredWeight, stored_weights
+from nmflow.shards import refuse_spread
 from nmflow.targets import Slot, Targets, candidates, record, recorded, resolve
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -85,6 +86,7 @@ def refuse_unless_dense(model: nn.Module, verb: str) -> None:
     """Raise `ValueError` where a model is not an ordinary one: sparsified still, or compressed already."""
     if attached_weights(model):
         raise ValueError(f"{verb}: the model carries a sparsifier; call its finalize() first")
+    refuse_spread(model, verb)
     if is_compressed(model):
         raise ValueError(f"{verb}: the model is compressed already; nmflow.decompress(model) gives the ordinary one")
 

@@ -19,6 +19,7 @@ from nmflow.runtime.compress_files import slots_of_file
 from nmflow.runtime.container import COMPRESSED, TensorFile, listed, open_file
 from nmflow.runtime.convert import decompress, is_compressed
 from nmflow.runtime.parts import Part, StoredWeight
+from nmflow.shards import refuse_spread
 from nmflow.targets import Slot, Targets, recorded, resolve
 
 
@@ -82,6 +83,7 @@ def verify(subject: nn.Module | str | os.PathLike[str], targets: Targets | None 
 
 
 def _check_model(model: nn.Module, targets: Targets | None) -> list[LayerCheck]:
+    refuse_spread(model, "verify")
     if targets is not None:
         slots = resolve(decompress(model) if is_compressed(model) else model, targets, "partial").slots
     else:
