@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ class FailsAt:
     split: Split
     call: int
     calls: list[int]
+    die: Callable[[], None]
 
     def __len__(self) -> int:
         return len(self.split)
@@ -88,12 +90,16 @@ class FailsAt:
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Inputs, Tensor]:
         self.calls.append(0)
         if len(self.calls) == self.call:
-            raise PowerCutError
+            self.die()
         return self.split.batch(indices, generator)
 
 
-def failing(data: Data, call: int) -> Data:
-    return replace(data, train=FailsAt(data.train, call, []))
+def power_cut() -> None:
+    raise PowerCutError
+
+
+def failing(data: Data, call: int, die: Callable[[], None] = power_cut) -> Data:
+    return replace(data, train=FailsAt(data.train, call, [], die))
 
 
 def start(*arguments: str, threads: int = 1) -> subprocess.Popen[str]:
