@@ -268,7 +268,7 @@ def test_figures_agree_with_the_files(run):
 
 
 def test_flops_of_the_run(run):
-    """Batches of 16 images of 4 patches, width 32, hidden layer 64; sparse in the 12 steps after 28 of decay."""
+    """Batches of 16 images of 4 patches, width 32, hidden layer 64; sparse in the 12 steps after mask decay."""
     tokens, ff = 64, 2 * (2 * 64 * 32 * 64)
     dense = ff + 2 * tokens * (16 * 32 + 4 * 32 * 32) + 2 * (2 * 16 * 4 * 4 * 32) + 2 * 16 * 32 * 10
     flops = json.loads(run.folder.result.read_text())["flops"]

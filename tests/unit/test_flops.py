@@ -146,6 +146,21 @@ def test_a_weight_in_another_dtype_is_still_that_weight() -> None:
         assert count_flops(layer, torch.zeros(2, 5, 16), {"q": "1:4", "ff": "1:8"}) == alone
 
 
+class Cast(nn.MultiheadAttention):
+    """Its projections in bfloat16, by a weight that is cast before it is split, for the last one after it."""
+
+    def forward(self, few: Tensor, many: Tensor) -> Tensor:  # type: ignore[override]  # what it is for a test
+        weight = self.in_proj_weight
+        q, k = (F.linear(x, rows) for x, rows in zip((few, many), weight.to(few.dtype)[:32].chunk(2), strict=True))
+        return q.sum() + k.sum() + F.linear(many, weight[32:].to(few.dtype)).sum()
+
+
+def test_rows_are_told_apart_in_a_copy() -> None:
+    few, many = (torch.zeros(tokens, 16, dtype=torch.bfloat16) for tokens in (3, 50))
+    report = count_flops(Cast(16, 4), (few, many), {"q": "1:16", "v": "1:8"})
+    assert report.by_kind == {"Q": 2 * 3 * 256 // 16, "K": 2 * 50 * 256, "V": 2 * 50 * 256 // 8}
+
+
 def test_a_tied_weight_is_counted_where_it_runs() -> None:
     model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 50, bias=False))
     model[1].weight = model[0].weight
@@ -315,6 +330,11 @@ def test_mask_decay_costs_dense_flops_until_it_has_ended() -> None:
     assert [each.forward for each in stepwise.schedule or ()] == [f, *(f * n // 16 for n in (15, 8, 4, 2, 1)), f // 16]
 
 
+def test_the_dense_recipe_leaves_everything_dense() -> None:
+    report = count_flops(nn.Linear(64, 32), torch.zeros(10, 64), {"weight": "1:16"}, "dense", 10)
+    assert (report.total, report.training) == (report.dense.total, 30 * report.total)
+
+
 # -------------------------------------------------------------------------------------------------- properties
 PATTERNS = st.integers(1, 5).flatmap(lambda m: st.tuples(st.integers(1, 2**m - 1), st.just(2**m)))
 
@@ -444,8 +464,13 @@ def test_operators_that_torchs_counter_knows_are_counted() -> None:
         ({"targets": {"weight": "1:8"}, "recipe": "sdgf-stepwise", "total_steps": 2}, "too short"),
         ({"targets": {"weight": "1:8"}, "recipe": "sdgf-stepwize", "total_steps": 20}, "did you mean"),
         ({"recipe": "dense", "total_steps": 0}, "total_steps"),
+        (
+            {"targets": {"weight": "1:8"}, "recipe": recipe("ste", schedule=[(0.1, "8:32"), (0.5, "1:8")]),
+             "total_steps": 20},
+            "32 does not divide it",
+        ),
     ],
-)
+)  # fmt: skip
 def test_what_a_sparsifier_refuses_is_refused(arguments: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         count_flops(nn.Linear(16, 4), torch.zeros(2, 16), **arguments)
