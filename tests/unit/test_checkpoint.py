@@ -188,6 +188,19 @@ def rewritten(path, change):
     save_file(tensors, path, metadata={"nmflow": json.dumps(meta)})
 
 
+def test_a_checkpoint_older_than_a_setting(saved):
+    """What it does not say is what the setting's default says; anything else is another run."""
+    path, _ = saved
+
+    def forget(tensors, meta):
+        del meta["config"]["shard"], meta["config"]["bleu"], meta["config"]["optim"]["ema"]
+
+    rewritten(path, forget)
+    load_checkpoint(path, state_for(config_for()))
+    rewritten(path, lambda tensors, meta: meta["config"].update(yet_unknown=1))
+    refused(path, state_for(config_for(), seed=1), "yet_unknown: the checkpoint has 1, this run None")
+
+
 # -- nothing foreign gets in -------------------------------------------------------------------------------------
 
 

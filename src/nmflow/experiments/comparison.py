@@ -17,7 +17,7 @@ from nmflow.report.folder import CompareFolder, RunFolder, read_json
 from nmflow.report.plots import plot_compare
 from nmflow.report.tables import Cell, PlannedRun, read_cells, recipe_label, table_lines, table_to_json
 from nmflow.runtime.atomic import replacing
-from nmflow.train.config import CompareConfig, TrainConfig, load_compare_config
+from nmflow.train.config import CompareConfig, TrainConfig, as_stored_now, load_compare_config
 from nmflow.train.data import Data, load_data
 from nmflow.train.files import check_new, write_json, write_text
 from nmflow.train.loop import DivergedError, connect
@@ -166,8 +166,8 @@ def _go_on(config: CompareConfig, folder: CompareFolder, data: Data, console: Co
 
 def _check_same(run: Planned) -> None:
     """A run that is done must be the one that is asked for."""
-    found = read_json(run.folder.result)["config"]
-    asked = run.config.model_dump(mode="json", exclude={"out"})
+    found = as_stored_now(read_json(run.folder.result)["config"])
+    asked = run.config.stored()
     other = [key for key in asked if found.get(key) != asked[key]]
     if other:
         raise ValueError(

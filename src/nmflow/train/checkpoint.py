@@ -26,7 +26,7 @@ from nmflow.report.folder import RunFolder
 from nmflow.runtime.atomic import replacing
 from nmflow.sparsifier import Sparsifier
 from nmflow.train.average import Average
-from nmflow.train.config import TrainConfig
+from nmflow.train.config import TrainConfig, as_stored_now
 from nmflow.train.files import write_json
 from nmflow.train.shard_files import described, file_sizes, read_shards, remove_others, shard_problems, write_shards
 
@@ -91,7 +91,7 @@ def save_checkpoint(path: Path, state: State, position: Position) -> None:
         "step": position.step,
         "metrics_bytes": position.metrics_bytes,
         "seconds": position.seconds,
-        "config": _config_of(state),
+        "config": state.config.stored(),
         "sparsifier": sparsity,
         "scaler": state.scaler.state_dict() if state.scaler is not None else None,
     }
@@ -135,7 +135,7 @@ def load_checkpoint(path: Path, state: State) -> Position:
     meta, tensors = _read_shards(path) if state.config.shard else _read(path)
     problems = [
         f"{key}: the checkpoint has {there!r}, this run {here!r}"
-        for key, there, here in _differences(meta["config"], _config_of(state))
+        for key, there, here in _differences(as_stored_now(meta["config"]), state.config.stored())
     ]
     parts = {part: _part(tensors, part) for part in _PARTS}
     mine = _weights(state)
@@ -222,12 +222,6 @@ def _optimizer_state(tensors: Mapping[str, Tensor], state: State) -> dict[str, A
         name, _, moment = key.removeprefix("optimizer/").rpartition("/")
         moments.setdefault(places[name], {})[moment] = tensor
     return {"state": moments, "param_groups": state.optimizer.state_dict()["param_groups"]}
-
-
-def _config_of(state: State) -> dict[str, Any]:
-    """The configuration as JSON has it, without the folder: a run may be moved."""
-    config: dict[str, Any] = json.loads(state.config.model_dump_json(exclude={"out"}))
-    return config
 
 
 # -- reading and checking ----------------------------------------------------------------------------------------

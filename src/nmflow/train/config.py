@@ -381,6 +381,21 @@ class TrainConfig(RunConfig):
         """The recipe as an object."""
         return build_recipe(self.recipe)
 
+    def stored(self) -> dict[str, Any]:
+        """As checkpoints and results have it: plain data, without the folder, for a run may be moved."""
+        return self.model_dump(mode="json", exclude={"out"})
+
+
+def as_stored_now(found: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration with the defaults of settings that are younger than it is, so that it can be compared.
+
+    One that cannot be read any more is given back as it is: then the differences say why.
+    """
+    try:
+        return TrainConfig.model_validate(found).stored()
+    except ValidationError:
+        return found
+
 
 class CompareConfig(RunConfig):
     """Recipes x patterns x seeds, each a run like any other, in one table.

@@ -160,7 +160,7 @@ def reproduce_command(config: TrainConfig) -> str:
     "nmflow train data.name=text 'data.path=a book.txt' optim.lr=0.0003 recipe=ste"
     """
     default = TrainConfig().model_dump(mode="json")
-    given = config.model_dump(mode="json", exclude={"out"})
+    given = config.stored()
     if config.targets is not None:
         del given["pattern"]  # a null beside targets goes without saying
     return " ".join(["nmflow train", *(shlex.quote(setting) for setting in _settings(given, default))])

@@ -98,7 +98,7 @@ def _described(run: Training, model: nn.Module) -> dict[str, Any]:
     config, sparsifier = run.config, run.state.sparsifier
     return {
         "format": RESULT_FORMAT,
-        "config": config.model_dump(mode="json", exclude={"out"}),
+        "config": config.stored(),
         "data": run.data.describe(),
         "measure": run.data.objective.measures[0],
         "model": config.model.name,
