@@ -463,6 +463,6 @@ def test_memory_is_worked_out_by_the_shapes():
     )
     assert whole["gradients"] == 2 * whole["weights"] == whole["optimizer"]
     assert whole["effective"] == 4 * whole["masks"]
-    assert 8 * spread["weights"] == pytest.approx(whole["weights"], rel=0.01)
+    assert whole["weights"] < 8 * spread["weights"] < 1.1 * whole["weights"]  # one row of positions is no eighth
     assert spread["gathered"] > 0 == whole["gathered"]
     assert 2 * spread["activations"] == pytest.approx(whole["activations"], rel=0.1)

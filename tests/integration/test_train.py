@@ -285,7 +285,7 @@ def test_a_network_that_cannot_be_counted_is_no_reason_to_lose_a_run():
     config = small()
     run = prepare(config, load_data(config.data))
     run.state.model.lock = threading.Lock()  # cannot be copied
-    assert "cannot pickle" in flops_of(run)["why_not"]
+    assert "cannot pickle" in flops_of(run, run.state.model)["why_not"]
 
 
 def test_weights_are_nm_in_the_file(run):
