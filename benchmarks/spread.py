@@ -28,7 +28,7 @@ from nmflow.memory import training_memory
 from nmflow.shards import held
 from nmflow.train.spread import repeated_blocks
 
-MODEL, TARGETS, BATCH, ROUNDS = "vit_small_patch16_224", {"ff": "1:16"}, 4, 9
+MODEL, TARGETS, BATCH, ROUNDS = "vit_small_patch16_224", {"ff": "1:16"}, 4, 13
 """Images a process and step."""
 
 

@@ -465,4 +465,4 @@ def test_memory_is_worked_out_by_the_shapes():
     assert whole["effective"] == 4 * whole["masks"]
     assert whole["weights"] < 8 * spread["weights"] < 1.1 * whole["weights"]  # one row of positions is no eighth
     assert spread["gathered"] > 0 == whole["gathered"]
-    assert 2 * spread["activations"] == pytest.approx(whole["activations"], rel=0.1)
+    assert 0.5 * whole["activations"] < spread["activations"] < 0.6 * whole["activations"]  # statistics stay float32
