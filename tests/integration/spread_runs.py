@@ -95,6 +95,9 @@ def check_recipe(recipe: str, options: dict[str, Any], micro: int = 1, **setting
     one, two = build(), build()
     first, second = sparsify(one, recipe, options, **settings), sparsify(two, recipe, options, **settings)
     shard(two)
+    if recipe == "snip":  # scored on the same batches everywhere
+        for sparsifier in (first, second):
+            sparsifier.calibrate(_loss, [batch(7, False), batch(8, False)])
     curve, spread = steps(one, first, False, micro=micro), steps(two, second, True, micro=micro)
     torch.testing.assert_close(torch.tensor(spread), torch.tensor(curve), rtol=0, atol=1e-6)
     assert second.report().to_dict() == first.report().to_dict()
@@ -118,6 +121,10 @@ def check_recipe(recipe: str, options: dict[str, Any], micro: int = 1, **setting
             assert nmflow.masks.is_nm(parameter, "1:8")
     x, _ = batch(99, spread=False)
     torch.testing.assert_close(two.eval()(x), one.eval()(x), rtol=0, atol=1e-5)
+
+
+def _loss(model: nn.Module, items: tuple[Tensor, Tensor]) -> Tensor:
+    return nn.functional.cross_entropy(model(items[0]).mean(1), items[1])
 
 
 def check_memory() -> None:
@@ -292,7 +299,7 @@ CHECKS = {
             ("sdgf-stepwise", {"pruned_gradient": "masked"}), ("sdgf-geometric", {}),
         )
     ],
-    "masks": lambda: [check_recipe("ste", {}, mask_every=3), check_recipe("idp", {})],
+    "masks": lambda: [check_recipe("ste", {}, mask_every=3), check_recipe("idp", {}), check_recipe("snip", {})],
     "accumulation": lambda: check_recipe("mdgf-exponential", {"pruned_gradient": "masked"}, micro=2),
     "memory": check_memory,
     "columns": check_columns,
