@@ -50,6 +50,11 @@ def held(tensor: Tensor) -> Tensor:
     return cast(Tensor, cast(Any, tensor)._local_tensor) if is_spread(tensor) else tensor
 
 
+def full(tensor: Tensor) -> Tensor:
+    """The whole of a tensor, spread or not. Collective where it is spread."""
+    return cast(Tensor, cast(Any, tensor).full_tensor()) if is_spread(tensor) else tensor
+
+
 class Shard:
     """This process's part of one weight under FSDP2.
 

@@ -16,7 +16,7 @@ from nmflow.masks import Remainder, block_counts, rows_mask
 from nmflow.pattern import Pattern
 from nmflow.schedules import Recipe, Stage, plan
 from nmflow.schedules import recipe as recipe_by_name
-from nmflow.shards import Shard, count_all, held, refuse_other_wrappers, reshard, summed
+from nmflow.shards import count_all, full, held, refuse_other_wrappers, reshard, summed
 from nmflow.targets import Slot, Targets, axis_problem, record, resolve, slots_to_json
 
 
@@ -108,9 +108,8 @@ class Sparsifier:
         self.remainder: Remainder = remainder
         self.coverage = resolve(model, targets, remainder)
         self.slots: tuple[Slot, ...] = self.coverage.slots
-        stages = self._check()
-        gradients = {stage.pruned_gradient for stage in stages}
-        blocks = frozenset(pattern.m for stage in stages for pattern in (stage.pattern, stage.outer))
+        planned = self._check()
+        gradients = {stage.pruned_gradient for stages in planned.values() for stage in stages}
         gradient = gradients.pop() if len(gradients) == 1 else "mixed"
         self.current_step = 0
         self._progress = Progress(self._stages(0), carries_masks=mask_every > 1)
@@ -118,7 +117,8 @@ class Sparsifier:
         for index, slot in enumerate(self.slots):
             by_name.setdefault(slot.name, []).append((index, slot))
         self._effective = {
-            name: EffectiveWeight(slots, self._progress, remainder, gradient, blocks) for name, slots in by_name.items()
+            name: EffectiveWeight(slots, self._progress, remainder, gradient, _blocks(slots, planned))
+            for name, slots in by_name.items()
         }
         attach(model, self._effective)
         self._calibrated = not self.recipe.needs_gradients
@@ -372,7 +372,7 @@ class Sparsifier:
             raise ValueError("this model carries no sparse weights of this run; finalize works once")
         if not self._calibrated:
             raise RuntimeError(f'recipe "{self.recipe.name}" scores weights by gradients: call calibrate first')
-        problems = _not_finite({name: (weight, effective.shard) for name, (weight, effective) in weights.items()})
+        problems = _not_finite({name: weight for name, (weight, _) in weights.items()})
         if problems:
             raise ValueError("\n".join(problems))
         slots: list[Slot] = []
@@ -414,17 +414,17 @@ class Sparsifier:
                 cache[key] = self.recipe.at(step, self.total_steps, slot.pattern, slot.axis)
         return [cache[slot.pattern, slot.axis] for slot in self.slots]
 
-    def _check(self) -> set[Stage]:
-        """Refuse what cannot run, all problems at once; return the first stage of every segment of the plan."""
-        problems = _not_finite({slot.name: (self.model.get_parameter(slot.name), None) for slot in self.slots})
+    def _check(self) -> Planned:
+        """Refuse what cannot run, all problems at once; return the plans."""
+        problems = _not_finite({slot.name: self.model.get_parameter(slot.name) for slot in self.slots})
         if not self.slots:
             reasons = "; ".join(f"{label}: {reason}" for label, reason in self.coverage.dense.items())
             problems.append(f"no weight is left to make sparse: {reasons}")
-        stages, unplanned = plan_slots(self.slots, self.recipe, self.total_steps, self.remainder)
+        planned, unplanned = plan_slots(self.slots, self.recipe, self.total_steps, self.remainder)
         problems += unplanned
         if problems:
             raise ValueError("\n".join(dict.fromkeys(problems)))
-        return stages
+        return planned
 
     def _dense_weight(self, name: str) -> nn.Parameter:
         module, _, local = name.rpartition(".")
@@ -458,12 +458,16 @@ class Sparsifier:
         return "partial" if self.remainder == "partial" else "error"
 
 
+Planned = dict[tuple[Pattern, int], list[Stage]]
+"""Pattern and axis of a slot -> the first stage of every segment of its plan."""
+
+
 def plan_slots(
     slots: Iterable[Slot], recipe: Recipe, total_steps: int, remainder: Remainder
-) -> tuple[set[Stage], list[str]]:
-    """The first stage of every segment of the slots' plans, and what keeps the plans from being carried out."""
+) -> tuple[Planned, list[str]]:
+    """The plans of all slots, and what keeps them from being carried out."""
     problems: list[str] = []
-    planned: dict[tuple[Pattern, int], list[Stage]] = {}
+    planned: Planned = {}
     for slot in slots:
         key = (slot.pattern, slot.axis)
         if key not in planned:
@@ -476,13 +480,17 @@ def plan_slots(
         for stage in planned[key]:
             if remainder != "partial" and slot.axis % slot.pattern.m == 0:
                 problems += [axis_problem(slot, p) for p in (stage.pattern, stage.outer) if slot.axis % p.m]
-    return {stage for stages in planned.values() for stage in stages}, problems
+    return planned, problems
 
 
-def _not_finite(weights: Mapping[str, tuple[Tensor, Shard | None]]) -> list[str]:
-    counts = {
-        name: count_all(~torch.isfinite(held(weight.detach())), shard) for name, (weight, shard) in weights.items()
-    }
+def _blocks(slots: Iterable[tuple[int, Slot]], planned: Planned) -> frozenset[int]:
+    """M of every pattern that these slots pass through."""
+    stages = [stage for _, slot in slots for stage in planned[slot.pattern, slot.axis]]
+    return frozenset(pattern.m for stage in stages for pattern in (stage.pattern, stage.outer))
+
+
+def _not_finite(weights: Mapping[str, Tensor]) -> list[str]:
+    counts = {name: int(full((~torch.isfinite(weight.detach())).sum())) for name, weight in weights.items()}
     return [f"{name}: {count} of its weights are NaN or inf" for name, count in counts.items() if count]
 
 

@@ -467,7 +467,7 @@ FAULTS: list[tuple[str, Plant, Check]] = [
     ("changes before it checks", lambda patch: patch.setattr(refusals, "Sparsifier", ChangesBeforeItChecks),
      lambda: refusals.check_refused(LINEAR, {"weight": "1:12"}, "12 does not divide")),
     ("a message without the name", replaced(sparsifier, "_not_finite", lambda _: lambda weights: ["NaN"] * any(
-        not w.isfinite().all() for w, _ in weights.values())),
+        not w.isfinite().all() for w in weights.values())),
      lambda: refusals.test_a_weight_that_is_not_finite_is_named(MHA, torch.nan)),
     ("NaN is repaired", subclassed(RepairsWeights),
      lambda: refusals.test_a_weight_that_is_not_finite_is_named(MHA, torch.nan)),

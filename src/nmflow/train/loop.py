@@ -18,6 +18,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from nmflow.models import build_model
+from nmflow.shards import full
 from nmflow.sparsifier import Sparsifier, SparsityReport
 from nmflow.train.average import Average
 from nmflow.train.bleu import check_bleu
@@ -28,7 +29,6 @@ from nmflow.train.data.augment import mix
 from nmflow.train.objectives import NOT_COUNTED, Outcomes, in_order, interleaved, mean_loss, trained_by
 from nmflow.train.optim import build_optimizer, learning_rate
 from nmflow.train.recorder import Recorder
-from nmflow.train.shard_files import full
 from nmflow.train.spread import spread
 from nmflow.train.stop import how_to_resume
 

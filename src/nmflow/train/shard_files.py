@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmflow.shards import is_spread
-
 
 def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors into an empty folder; what is not spread, the first process writes. Collective.
@@ -80,12 +78,6 @@ def remove_others(folder: Path, keep: str) -> None:
     for path in folder.iterdir():
         if path.is_dir() and path.name != keep:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def full(tensor: Tensor) -> Tensor:
-    """The whole of a tensor, spread or not. Collective where it is spread."""
-    whole: Tensor = tensor.full_tensor() if is_spread(tensor) else tensor  # type: ignore[attr-defined]  # a DTensor
-    return whole
 
 
 def _several() -> bool:

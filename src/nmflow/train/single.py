@@ -11,7 +11,7 @@ from nmflow.models import build_model
 from nmflow.report.folder import RunFolder, read_json
 from nmflow.runtime import compress_file, load_compressed, save_model, verify
 from nmflow.runtime.atomic import replacing
-from nmflow.shards import is_spread
+from nmflow.shards import full, is_spread
 from nmflow.sparsifier import SparsityReport
 from nmflow.targets import record, recorded, slots_to_json
 from nmflow.train.bleu import translate_test
@@ -24,7 +24,6 @@ from nmflow.train.flops import flops_of
 from nmflow.train.loop import Score, Training, calibrate, evaluate, fit, prepare
 from nmflow.train.progress import Display
 from nmflow.train.recorder import Recorder
-from nmflow.train.shard_files import full
 from nmflow.train.stop import stop_requests
 
 RESULT_FORMAT = 1
