@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from transformers.pytorch_utils import Conv1D
 
 import nmflow
 from nmflow.shards import full, held
@@ -26,6 +25,8 @@ def build(columns: bool = False) -> nn.Sequential:
     """Two transformer layers with fused and separate projections and a head; `columns`: GPT-2's layers."""
     torch.manual_seed(0)
     if columns:
+        from transformers.pytorch_utils import Conv1D
+
         return nn.Sequential(Conv1D(48, WIDTH), nn.GELU(), Conv1D(WIDTH, 48), nn.Linear(WIDTH, 5))
     layers = [nn.TransformerEncoderLayer(WIDTH, 2, 48, 0.0, batch_first=True) for _ in range(2)]
     return nn.Sequential(*layers, nn.Linear(WIDTH, 5))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ CHECKS = (
     "recipes", "masks", "accumulation", "memory", "columns", "resume", "afterwards", "anew", "accelerate", "bf16",
     "refusals",
 )  # fmt: skip
+CHECKS = tuple(check for check in CHECKS if check != "columns" or find_spec("transformers"))  # GPT-2's layers
 
 
 def on(processes: int, *arguments: str) -> tuple[int, str, str]:
@@ -101,6 +103,7 @@ def test_a_run_of_two_copies_is_killed_and_goes_on_alone(tmp_path: Path) -> None
 @pytest.mark.parametrize("shard", [False, True])
 def test_two_processes_share_sentences(tmp_path: Path, shard: bool) -> None:
     """GLUE: the sentences of a batch differ in length, and neither 18 nor a class parts evenly."""
+    pytest.importorskip("transformers", reason="the networks come from transformers, which is an extra")
     glue, bert = glue_folder(tmp_path / "glue", "MRPC"), bert_folder(tmp_path / "bert")
     config = small(
         data={"name": "glue", "path": str(glue)}, model={"name": f"transformers:{bert}", "dropout": 0.0}, optim=GENTLE,
