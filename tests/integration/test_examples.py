@@ -25,7 +25,7 @@ def test_own_loop() -> None:
     assert "verified: 2 of 2 layers are N:M" in done.stdout
 
 
-def test_readme_snippet(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]  # pytest's
+def test_readme_snippet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Python of the README, word for word but for the number of steps, on a small transformer."""
     code, fast = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     assert "total_steps=10_000" in code

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ POLICIES = (
 SIZE = 48
 
 
-def timms(text: str):  # type: ignore[no-untyped-def]
+def timms(text: str) -> Any:
     """What timm's own training does to a PIL image between flipping and scaling it."""
     factory = pytest.importorskip("timm.data.transforms_factory", reason="timm is not installed")
     settings = {"interpolation": "random", "mean": MEAN, "std": STD, "separate": True}

@@ -158,7 +158,7 @@ def test_argsort_and_scatter_keeps_the_largest() -> None:
 @needs_native
 def test_ceilings_count_what_they_do() -> None:
     handle, lanes = native_measure._library().handle, {"portable": 4, "avx2": 8, "avx512": 16}
-    best = native_library.library().best_isa
+    best = native_library.loaded().best_isa
     flops, sums = ctypes.c_double(), ctypes.c_double()
     for number, isa in enumerate(native_library.ISAS[: best + 1]):
         assert handle.nmflow_spin(number, 0, 7, 3, None, ctypes.byref(flops)) == 0
@@ -166,7 +166,7 @@ def test_ceilings_count_what_they_do() -> None:
         for count in (0, 1, 5, 127, 128, 4099):
             x = torch.arange(float(count))
             address = ctypes.cast(x.data_ptr(), ctypes.POINTER(ctypes.c_float))
-            for parts, parallel in ((1, None), (3, None), (3, native_library.library().parallel_for)):
+            for parts, parallel in ((1, None), (3, None), (3, native_library.loaded().parallel_for)):
                 assert handle.nmflow_read(number, address, count, parts, parallel, ctypes.byref(sums)) == 0
                 assert sums.value == count * (count - 1) // 2
     assert handle.nmflow_spin(-1, 0, -1, 1, None, ctypes.byref(flops)) == 1
@@ -181,7 +181,7 @@ def test_ceilings_are_speeds() -> None:
     assert peak is not None
     speeds = [peak, native_measure.read_gbs(1, tries=1), native_measure.copy_gbs(1, tries=1)]
     assert all(math.isfinite(speed) and speed > 0 for speed in speeds)
-    has_bf16 = native_library.library().has_bf16
+    has_bf16 = native_library.loaded().has_bf16
     assert (native_measure.fma_gflops(torch.bfloat16, seconds=0.0) is not None) == has_bf16
     with pytest.raises(ValueError, match=r"not torch\.float16"):
         native_measure.fma_gflops(torch.float16)

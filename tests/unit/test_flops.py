@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch import library as operators
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
@@ -412,7 +413,7 @@ def test_a_network_that_goes_by_numbers_runs_with_its_own() -> None:
         count_flops(Looks().to("meta"), torch.zeros(3, 8))
 
 
-@torch.library.custom_op("nmflow_test::twice", mutates_args=())
+@operators.custom_op("nmflow_test::twice", mutates_args=())
 def twice(x: Tensor) -> Tensor:
     return x * 2
 
@@ -433,7 +434,7 @@ def test_operators_that_nobody_knows_are_named() -> None:
 
 
 def test_operators_that_torchs_counter_knows_are_counted() -> None:
-    @torch.library.custom_op("nmflow_test::product", mutates_args=())
+    @operators.custom_op("nmflow_test::product", mutates_args=())
     def product(x: Tensor, y: Tensor) -> Tensor:
         return x @ y
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -107,11 +108,11 @@ def test_what_is_strange_is_refused(tmp_path: Path, bert: Path) -> None:
         load(tmp_path / "a" / "MRPC", bert)
 
 
-def with_value(dataset: object, column: str, value: object) -> object:
+def with_value(dataset: Any, column: str, value: object) -> Any:
     """The same with another value in row 4."""
-    rows = dataset.to_dict()  # type: ignore[attr-defined]  # a Dataset
+    rows = dataset.to_dict()
     rows[column][4] = value
-    return datasets.Dataset.from_dict(rows, features=dataset.features)  # type: ignore[attr-defined]
+    return datasets.Dataset.from_dict(rows, features=dataset.features)
 
 
 def test_a_name_of_the_hub_is_found_in_the_cache(tmp_path: Path, bert: Path) -> None:

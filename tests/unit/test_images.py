@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,7 +118,7 @@ def test_tiny_imagenet_with_its_val_sorted(tmp_path: Path) -> None:
     ],
     ids=["twice", "elsewhere", "no-class", "lacking", "nonsense"],
 )
-def test_annotations_with_a_fault_are_refused(tmp_path: Path, change, told: str) -> None:  # type: ignore[no-untyped-def]
+def test_annotations_with_a_fault_are_refused(tmp_path: Path, change: Any, told: str) -> None:
     file = write_tiny_imagenet(tmp_path) / "val" / "val_annotations.txt"
     file.write_text(change(file.read_text()))
     with pytest.raises(ValueError, match=rf"val_annotations\.txt: {told}"):
@@ -250,7 +251,7 @@ def test_where_no_box_fits_the_middle_is_taken(size: tuple[int, int], box: Box) 
     assert whole.inside(*size, numbers) is None
 
 
-def test_crops_are_random_in_training_alone_and_a_function_of_the_generator(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_crops_are_random_in_training_alone_and_a_function_of_the_generator(tmp_path: Path, monkeypatch: Any) -> None:
     root = write_imagenet(tmp_path)
     data, plain = load(root, image_size=32), load(root, image_size=32, augment=False)
     items = torch.arange(6)
@@ -272,7 +273,7 @@ def crop_of(path: Path) -> np.ndarray:
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("read", [lambda path: read_image(path, 32), size_of, crop_of], ids=["fit", "size", "crop"])
-def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, read) -> None:  # type: ignore[no-untyped-def]
+def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, read: Any) -> None:
     """The file has no pixels: whoever decoded it would find it cut short."""
     edge = math.isqrt(MAX_PIXELS) + 1
     (bomb := tmp_path / "bomb.png").write_bytes(png_header(edge, edge))

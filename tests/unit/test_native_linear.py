@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch import library as operators
 
 from nmflow.ops import native
 from nmflow.ops.native_plan import DENSE, Algorithm, Key, NativePlan, Split, Tiling, bucket, candidates, default_tiling
@@ -353,7 +354,7 @@ class Layer(nn.Module):
 def test_the_operator_is_what_torch_wants_of_one() -> None:
     layer, x = Layer(), torch.randn(3, 2, 32)
     arguments = (x, layer.values, layer.offsets, layer.bias, 20, 32, 1, 8, "relu")
-    torch.library.opcheck(torch.ops.nmflow.linear.default, arguments, test_utils=("test_schema", "test_faketensor"))
+    operators.opcheck(torch.ops.nmflow.linear.default, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_export_passes_through() -> None:

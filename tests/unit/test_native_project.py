@@ -25,7 +25,7 @@ from nmflow.pattern import Pattern
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"no native projection: {why_not()}")
 
-BEST = 0 if why_not() else native_library.library().best_isa
+BEST = 0 if why_not() else native_library.loaded().best_isa
 ISAS = native_library.ISAS[: BEST + 1]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LIE = ["rows", "columns"]

@@ -87,14 +87,14 @@ class _Past:
 _NOTHING = _Past()
 
 
-class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotated
     """The products of what runs within it, to be entered in inference mode.
 
     There operators arrive whole, as a `linear` or an attention; those without a formula are taken apart here.
     """
 
     def __init__(self, model: nn.Module, example: Any) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # not annotated
         self.products: list[Product] = []
         self.unknown: dict[str, None] = {}
         # Weak references are kept, so that no storage comes to lie where one of these was.
@@ -184,7 +184,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 def _storage(tensor: Tensor) -> StorageWeakRef:
-    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]  # not annotated
 
 
 def _held(candidate: Candidate, parameter: Tensor) -> _Held:

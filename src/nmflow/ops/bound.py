@@ -40,7 +40,7 @@ class BoundLinear:
         self._versions = versions(values_RS, offsets_RS)
         self._ready: dict[tuple[torch.Size, int, str | None], _Ready | None] = {}
         self._plan_changes = native.plan.changes
-        self._library = None if native_library.why_not() else native_library.library()
+        self._native = None if native_library.why_not() else native_library.loaded()
 
     def holds(self, values_RS: Tensor, offsets_RS: Tensor) -> bool:
         """Whether this is bound to these tensors as they are now."""
@@ -52,7 +52,7 @@ class BoundLinear:
 
     def __call__(self, x: Tensor, bias: Tensor | None, activation: Activation | None = None) -> Tensor | None:
         """y = act(x W^T + b); None where the registry must be asked: gradients, autocast, strided x, dense faster."""
-        if self._library is None or type(x) is not Tensor or x.dtype is not self.dtype:
+        if self._native is None or type(x) is not Tensor or x.dtype is not self.dtype:
             return None
         if not x.is_cpu or not x.is_contiguous():
             return None
@@ -73,7 +73,7 @@ class BoundLinear:
         if ready is None:
             return None
         y = x.new_empty(ready.out_shape)
-        status = self._library.handle.nmflow_linear(
+        status = self._native.handle.nmflow_linear(
             ready.address,
             x.data_ptr(),
             self.shape[1],
@@ -81,7 +81,7 @@ class BoundLinear:
             y.data_ptr(),
             self.shape[0],
             ready.tokens,
-            self._library.parallel_for,
+            self._native.parallel_for,
         )
         if status:
             native_library.checked(status, f"the product of {ready.tokens} tokens with a weight {self.shape}")

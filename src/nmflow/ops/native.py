@@ -15,10 +15,11 @@ from typing import cast, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch import library as operators
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from nmflow.ops.dense import Activation, activate, unpacked, versions
-from nmflow.ops.native_library import DTYPES, ISAS, Layout, Weight, checked, library, plain
+from nmflow.ops.native_library import DTYPES, ISAS, Layout, Weight, checked, loaded, plain
 from nmflow.ops.native_library import describe as describe
 from nmflow.ops.native_library import why_not as why_not
 from nmflow.ops.native_plan import DENSE, Key, NativePlan, Tiling, bucket, candidates, default_tiling, expect_dense
@@ -69,7 +70,7 @@ class _Forms:
         return found
 
     def _pack(self, algorithm: str, chunk: int) -> _Packed:
-        native = library()
+        native = loaded()
         layout = Layout(
             *self.shape, self.n, self.m, DTYPES[self.values_RS.dtype], self.isa, _ALGORITHMS[algorithm], chunk
         )
@@ -93,7 +94,7 @@ class _Forms:
 
     def rv_reach(self) -> int:
         """Widest block that RV takes without a gather; 0 where there is no RV."""
-        native = library()
+        native = loaded()
         isa = native.best_isa if self.isa < 0 else self.isa
         if self.values_RS.dtype == torch.bfloat16:
             return 64 if isa == 2 and native.has_bf16 and self.m <= 64 else 0
@@ -166,8 +167,8 @@ def prepare(
     if problems:
         raise ValueError("a weight for the native product: " + "; ".join(problems))
     number = -1 if isa is None else ISAS.index(isa)
-    if number > library().best_isa:
-        raise RuntimeError(f"this machine has no {isa}, its best is {ISAS[library().best_isa]}")
+    if number > loaded().best_isa:
+        raise RuntimeError(f"this machine has no {isa}, its best is {ISAS[loaded().best_isa]}")
     forms = _Forms(values_RS, offsets_RS, (out_features, in_features), n, m, number)
     _FORMS[values_RS] = forms
     return PackedWeight(values_RS, offsets_RS, out_features, in_features, n, m, forms)
@@ -263,7 +264,7 @@ def _run(x: Tensor, forms: _Forms, bias: Tensor | None, activation: str | None, 
     call = forms.calls.get(((tokens - 1).bit_length(), threads, activation))
     if call is None:
         call = forms.remember(tokens, threads, activation)
-    native = library()
+    native = loaded()
     status = native.handle.nmflow_linear(
         call.address,
         x.data_ptr(),
@@ -298,7 +299,7 @@ def why_dense(
     key = Key(*shape, n, m, name, bucket(max(tokens, 1)), torch.get_num_threads())
     chosen = plan.choices.get(key)
     if chosen is None:
-        isa = isa or ISAS[library().best_isa]
+        isa = isa or ISAS[loaded().best_isa]
         return f"the dense product is expected to be faster ({n}:{m}, {isa})" if expect_dense(key, isa) else None
     return "the dense product was faster when it was measured" if chosen == DENSE else None
 
@@ -325,7 +326,7 @@ def tune(
     out = x.new_empty(tokens, packed.out_features)
     keep = set(forms.packed)
     best: dict[Tiling, float] = {}
-    native, now = library(), clock()
+    native, now = loaded(), clock()
 
     def timed(tiling: Tiling, repeats: int) -> float:
         call = forms.call_of(tiling, activation)
@@ -384,7 +385,7 @@ def _against_dense(
 
 
 # --------------------------------------------------------------------------------------- the torch operator
-_OPERATORS = torch.library.Library("nmflow", "FRAGMENT")  # type: ignore[no-untyped-call]  # not annotated
+_OPERATORS = operators.Library("nmflow", "FRAGMENT")  # type: ignore[no-untyped-call]  # not annotated
 _OPERATORS.define(  # type: ignore[no-untyped-call]  # not annotated
     "linear(Tensor x, Tensor values, Tensor offsets, Tensor? bias, int out_features, int in_features, int n, int m, "
     "str? activation) -> Tensor"
@@ -451,7 +452,7 @@ def _fake(
 
 
 _OPERATORS.impl("linear", operator, "CPU")  # type: ignore[no-untyped-call]  # not annotated
-torch.library.register_fake("nmflow::linear", _fake, lib=_OPERATORS)
+operators.register_fake("nmflow::linear", _fake, lib=_OPERATORS)
 
 
 def _aligned(size: int) -> Tensor:

@@ -73,7 +73,7 @@ def describe() -> dict[str, object]:
 
     Raises `RuntimeError` where the library is missing.
     """
-    found = library()
+    found = loaded()
     return {
         "path": str(found.path),
         "isa": ISAS[found.best_isa],
@@ -82,7 +82,7 @@ def describe() -> dict[str, object]:
     }
 
 
-def library() -> Library:
+def loaded() -> Library:
     """The loaded library. Raises `RuntimeError` saying why where there is none."""
     if isinstance(_FOUND, str):
         raise RuntimeError(_FOUND)

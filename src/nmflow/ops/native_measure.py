@@ -11,7 +11,7 @@ from functools import cache
 
 import torch
 
-from nmflow.ops.native_library import DTYPES, ISAS, Library, checked, library
+from nmflow.ops.native_library import DTYPES, ISAS, Library, checked, loaded
 
 _UNSUPPORTED = 2
 _ROUNDS = 400_000
@@ -81,7 +81,7 @@ def _threads(native: Library) -> int | None:
 
 @cache
 def _library() -> Library:
-    native = library()
+    native = loaded()
     if not hasattr(native.handle, "nmflow_spin"):
         raise RuntimeError(f"{native.path} was built without measurements; build it again")
     native.handle.nmflow_spin.argtypes = [c_int32, c_int32, c_int64, c_int64, c_void_p, POINTER(c_double)]

@@ -182,7 +182,7 @@ def _overlap(name: str, tensor: Tensor, columns: bool) -> str:
 
 @cache
 def _library() -> native_library.Library:
-    library = native_library.library()
+    library = native_library.loaded()
     missing = _why_no_entry()
     if missing:
         raise RuntimeError(missing)
@@ -191,7 +191,7 @@ def _library() -> native_library.Library:
 
 
 def _why_no_entry() -> str | None:
-    library = native_library.library()
+    library = native_library.loaded()
     if hasattr(library.handle, "nmflow_project"):
         return None
     return f"{library.path} was built without the projection; build it again"

@@ -113,7 +113,7 @@ class TensorFile:
         self.header = header_of(handle.metadata())
         self.weights = stored_weights(self.header.slots) if self.header and self.header.format == COMPRESSED else ()
         self.tensors: dict[str, tuple[torch.dtype | str, tuple[int, ...]]] = {}
-        for name in handle.keys():  # noqa: SIM118 - not a mapping
+        for name in handle.keys():  # noqa: SIM118  not a mapping
             entry = handle.get_slice(name)
             dtype = entry.get_dtype()
             self.tensors[name] = _DTYPES.get(dtype, dtype), tuple(entry.get_shape())
