@@ -22,7 +22,8 @@ from nmflow.report.plots import training_figure
 from nmflow.report.tables import PlannedRun, read_cells, result_lines, table_lines
 from nmflow.runtime import load_compressed, verify
 from nmflow.train import train
-from nmflow.train.config import DataConfig, ModelConfig, TrainConfig
+from nmflow.train.config import TrainConfig
+from nmflow.train.config_sections import DataConfig, ModelConfig
 from nmflow.train.data import Data, load_data
 from nmflow.train.loop import evaluate, prepare, take_step
 

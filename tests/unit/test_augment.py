@@ -14,8 +14,9 @@ from image_folders import photograph, write_packed
 from PIL import Image
 from scipy import stats
 
-from nmflow.train.config import DataConfig, load_config
+from nmflow.train.config import load_config
 from nmflow.train.config_policy import check_policy
+from nmflow.train.config_sections import DataConfig
 from nmflow.train.data import load_data, share, step_generator
 from nmflow.train.data.augment import erase
 from nmflow.train.data.policy import Policy, timm_policy

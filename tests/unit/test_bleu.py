@@ -12,7 +12,7 @@ from language import parallel_folder
 from torch import Tensor, nn
 
 from nmflow.train.bleu import Translations, check_bleu, translate_test
-from nmflow.train.config import BleuConfig, DataConfig
+from nmflow.train.config_sections import BleuConfig, DataConfig
 from nmflow.train.data import Data, load_data
 from nmflow.train.data.vocabulary import Vocabulary
 

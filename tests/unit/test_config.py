@@ -15,17 +15,9 @@ from pydantic import BaseModel, ValidationError
 
 from nmflow.masks import REMAINDERS
 from nmflow.models import BUILDERS
-from nmflow.train.config import (
-    MODELS,
-    CompareConfig,
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    TrainConfig,
-    build_recipe,
-    load_compare_config,
-    load_config,
-)
+from nmflow.train.config import CompareConfig, TrainConfig, load_compare_config, load_config
+from nmflow.train.config_fields import build_recipe
+from nmflow.train.config_sections import MODELS, DataConfig, ModelConfig, OptimConfig
 from nmflow.train.config_text import MAX_BYTES, dump_values, parse_value
 from nmflow.train.data import LOADERS
 

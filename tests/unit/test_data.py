@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from image_folders import jpeg, jpeg_arrays
 from PIL import Image
 
-from nmflow.train.config import DataConfig
+from nmflow.train.config_sections import DataConfig
 from nmflow.train.data import batch_indices, load_data, share, step_generator
 from nmflow.train.data.augment import flip, mix, shift
 from nmflow.train.data.jpeg_npz import read_jpeg_npz

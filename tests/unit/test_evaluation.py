@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nmflow.train.config import DataConfig
+from nmflow.train.config_sections import DataConfig
 from nmflow.train.data.digits import load_digits
 from nmflow.train.data.sentences import SentenceSplit
 from nmflow.train.data.splits import Data, longest_first

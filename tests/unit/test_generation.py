@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nmflow.models import build_model
 from nmflow.train import generation
-from nmflow.train.config import ModelConfig
+from nmflow.train.config_sections import ModelConfig
 from nmflow.train.data import Data
 from nmflow.train.data.text import TextSplit
 from nmflow.train.generation import go_on, translate

@@ -11,7 +11,7 @@ import pytest
 import torch
 from language import HEADS, WORDS, bert_folder, glue_folder
 
-from nmflow.train.config import DataConfig
+from nmflow.train.config_sections import DataConfig
 from nmflow.train.data import Data, load_data
 from nmflow.train.data.glue_tasks import TASKS
 from nmflow.train.data.glue_tsv import read_tsv

@@ -12,7 +12,7 @@ import pytest
 import torch
 from language import HUB, bert_folder, glue_dataset, glue_folder
 
-from nmflow.train.config import DataConfig
+from nmflow.train.config_sections import DataConfig
 from nmflow.train.data import Data, load_data
 from nmflow.train.data.sentences import SentenceSplit
 
@@ -129,7 +129,7 @@ def test_a_name_of_the_hub_is_found_in_the_cache(tmp_path: Path, bert: Path) -> 
     builder = Parquet(cache_dir=str(cache), dataset_name="glue", config_name="mrpc", data_files=files)
     builder.download_and_prepare(output_dir=str(place))
     code = (
-        "from nmflow.train.config import DataConfig; from nmflow.train.data import load_data; import sys\n"
+        "from nmflow.train.config_sections import DataConfig; from nmflow.train.data import load_data; import sys\n"
         "for path in sys.argv[2:]:\n"
         "    try:\n"
         "        data = load_data(DataConfig(name='glue', path=path), sys.argv[1])\n"

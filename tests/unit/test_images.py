@@ -14,7 +14,7 @@ from image_folders import WNIDS, jpeg_arrays, photograph, png_header, write_imag
 from PIL import Image
 from scipy import stats
 
-from nmflow.train.config import DataConfig
+from nmflow.train.config_sections import DataConfig
 from nmflow.train.data import Data, load_data, step_generator
 from nmflow.train.data import images as images_module
 from nmflow.train.data.boxes import Box, RandomBox

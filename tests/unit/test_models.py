@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nmflow.models import build_model
 from nmflow.roles import roles_of
-from nmflow.train.config import DataConfig, ModelConfig
+from nmflow.train.config_sections import DataConfig, ModelConfig
 from nmflow.train.data import Data, batch_indices, load_data
 from nmflow.train.data.splits import Pixels, TensorSplit
 from nmflow.train.objectives import Classify, PredictTokens

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nmflow.report.measures import MEASURES, measures_of
-from nmflow.train.config import OptimConfig
+from nmflow.train.config_sections import OptimConfig
 from nmflow.train.objectives import NOT_COUNTED, Classify, PredictTokens, Regress, interleaved, mean_loss, trained_by
 
 

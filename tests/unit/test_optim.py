@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from nmflow.train.config import OptimConfig
+from nmflow.train.config_sections import OptimConfig
 from nmflow.train.optim import build_optimizer, constant, cosine, inverse_sqrt, learning_rate
 
 # -- the learning rate -------------------------------------------------------------------------------------------

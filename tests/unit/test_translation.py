@@ -10,7 +10,7 @@ import pytest
 import torch
 from language import parallel_folder
 
-from nmflow.train.config import DataConfig
+from nmflow.train.config_sections import DataConfig
 from nmflow.train.data import Data, load_data
 from nmflow.train.data.translation import PairSplit, References
 from nmflow.train.objectives import NOT_COUNTED

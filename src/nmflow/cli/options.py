@@ -89,7 +89,7 @@ def read_recipe(text: str, options: Iterable[str]) -> Recipe:
     if text.lstrip().startswith(("[", "{")):
         if given:
             raise click.UsageError("the options of a recipe given as YAML stand in the YAML")
-        from nmflow.train.config import build_recipe
+        from nmflow.train.config_fields import build_recipe
 
         return build_recipe(parse_value(text))
     return recipe(text, **given)

@@ -8,7 +8,7 @@ from nmflow.models.lm import build_lm
 from nmflow.models.timm_models import build_timm
 from nmflow.models.transformers_models import PREFIX, build_transformers
 from nmflow.models.vit import build_vit
-from nmflow.train.config import ModelConfig
+from nmflow.train.config_sections import ModelConfig
 from nmflow.train.data.splits import Data
 
 __all__ = ["BUILDERS", "build_model"]

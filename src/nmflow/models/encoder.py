@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from nmflow.train.config import ModelConfig
+from nmflow.train.config_sections import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nmflow.models.encoder import Shape, encoder, initialize
-from nmflow.train.config import ModelConfig
+from nmflow.train.config_sections import ModelConfig
 from nmflow.train.data.splits import Data
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from nmflow.train.config import ModelConfig
 from nmflow.train.config_errors import nearest
+from nmflow.train.config_sections import ModelConfig
 from nmflow.train.data.splits import Data
 
 _ARGUMENTS = {

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nmflow.train.config import ModelConfig
+from nmflow.train.config_sections import ModelConfig
 from nmflow.train.data.hub import fetch_command
 from nmflow.train.data.splits import Data
 from nmflow.train.data.vocabulary import END, PAD

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from nmflow.train.config import BleuConfig
+from nmflow.train.config_sections import BleuConfig
 from nmflow.train.data import Data
 from nmflow.train.data.translation import PairSplit, References
 from nmflow.train.data.vocabulary import VOCABULARY_FILE, Vocabulary

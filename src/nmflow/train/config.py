@@ -7,271 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from nmflow.train.config_errors import describe
+from nmflow.train.config_fields import (
+    Count,
+    Patterns,
+    PatternText,
+    Recipes,
+    RecipeValue,
+    Seed,
+    Seeds,
+    Settings,
+    build_recipe,
 )
-
-from nmflow.pattern import Pattern
-from nmflow.train.config_errors import describe, nearest
-from nmflow.train.config_policy import check_policy
-from nmflow.train.config_text import dump_values, parse_value, read_source
+from nmflow.train.config_sections import BleuConfig, DataConfig, ModelConfig, OptimConfig, data_mapping, model_mapping
+from nmflow.train.config_text import dump_values, read_source
 
 if TYPE_CHECKING:
     from nmflow.schedules import Recipe
 
-MODELS = ("vit-tiny", "lm-tiny")
-"""Models of our own; `timm:NAME` builds any of timm's, `transformers:NAME` any of transformers'."""
 
-_LIBRARIES = ("timm:", "transformers:")
-
-MAX_SEEDS = 1000
-"""Runs of one recipe in a comparison."""
-
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-BelowOne = Annotated[float, Field(ge=0, lt=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-
-
-def _items(value: Any) -> Any:
-    """`a,b` and a single value as the tuple they stand for; a list as a tuple."""
-    if isinstance(value, str):
-        return tuple(parse_value(part) for part in value.split(","))
-    if isinstance(value, list):
-        return tuple(value)
-    return (value,) if isinstance(value, int | float | dict) else value
-
-
-def _seed_items(value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool):
-        if not 1 <= value <= MAX_SEEDS:
-            raise ValueError(f"{value} is no count from 1 to {MAX_SEEDS}; a single seed is a list: [{value}]")
-        return tuple(range(value))
-    return _items(value)
-
-
-def _pattern_text(value: Any) -> str | None:
-    """The one spelling of a pattern."""
-    try:
-        return None if value is None else str(Pattern.parse(value))
-    except TypeError as error:
-        raise ValueError(str(error)) from error
-
-
-def _recipe_value(value: Any) -> Any:
-    """Plain data (lists, not tuples) that builds a recipe."""
-    value = _plain(value)
-    try:
-        build_recipe(value)
-    except TypeError as error:
-        raise ValueError(str(error)) from error
-    return value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, Pattern):
-        return str(value)
-    if value is None or isinstance(value, str | int | float):
-        return value
-    raise ValueError(f"{value!r} is no plain value (text, numbers, lists and mappings of them)")
-
-
-def _augment_value(value: Any) -> Any:
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return check_policy(value)
-    raise ValueError(f"expected true, false or a policy of timm such as rand-m9-mstd0.5, found {value!r}")
-
-
-PatternText = Annotated[str, BeforeValidator(_pattern_text)]
-RecipeValue = Annotated[Any, BeforeValidator(_recipe_value)]
-Patterns = Annotated[tuple[PatternText, ...], BeforeValidator(_items), Field(min_length=1)]
-
-
-def build_recipe(value: str | dict[str, Any] | list[Any]) -> Recipe:
-    """A recipe from its name, from `{name: ..., option: ...}`, or from a list of the parts of a sequence.
-
-    Raises `ValueError` or `TypeError` as `nmflow.recipe` and `nmflow.sequence` do.
-    """
-    from nmflow.schedules import Recipe, recipe, sequence
-
-    if isinstance(value, str):
-        return recipe(value)
-    if isinstance(value, dict):
-        return Recipe.from_dict(value)
-    if isinstance(value, list):
-        return sequence(*value)
-    raise ValueError(f"a recipe is a name, a mapping with a name, or a list of parts, not {value!r}")
-
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-def _data_mapping(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    name, colon, path = value.partition(":")
-    return {"name": name, "path": path} if colon else {"name": name}
-
-
-def _model_mapping(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
-_DATA_USERS: dict[str, tuple[str, ...]] = {
-    "path": ("cifar10", "images", "text", "glue", "translation"),
-    "image_size": ("images",),
-    "augment": ("digits", "cifar10", "images"),
-    "erase": ("digits", "cifar10", "images"),
-    "mixup": ("digits", "cifar10", "images"),
-    "context": ("text", "glue", "translation"),
-    "languages": ("translation",),
-    "vocabulary": ("translation",),
-    "tokenizer": ("glue", "text"),
-}
-
-
-class DataConfig(_Settings):
-    """Which data; as one string `name` or `name:path`."""
-
-    name: Literal["digits", "cifar10", "images", "text", "glue", "translation"] = "digits"
-    """digits (comes with scikit-learn), cifar10, images (of any classes), text, glue (a task) or translation."""
-    path: str | None = None
-    """File or folder that holds the data; digits needs none. GLUE: a task's folder, or its name on the hub."""
-    image_size: Count | None = None
-    """Images: edge that photographs are brought to, in training by random crops; none: that of the first image."""
-    augment: Annotated[bool | str | None, BeforeValidator(_augment_value)] = None
-    """Random shifts or crops, and flips (not of digits); text: and a policy of timm, rand-m9-mstd0.5; none: default."""
-    erase: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Probability that noise overwrites a random rectangle of a training image; none: no."""
-    mixup: Positive | None = None
-    """Blend training images in pairs, with parts from Beta(mixup, mixup), and their targets likewise; none: no."""
-    context: Annotated[int, Field(ge=2)] | None = None
-    """Text: tokens in a window. GLUE, translation: most tokens of a sentence. None: 128."""
-    languages: Annotated[str, Field(pattern=r"^[a-z]{2,3}-[a-z]{2,3}$")] | None = None
-    """Translation: from which language to which, such as en-de; none: what the files' names say."""
-    vocabulary: Annotated[int, Field(ge=16)] | None = None
-    """Translation: tokens of the vocabulary that is trained on the train part; none: 8000."""
-    tokenizer: str | None = None
-    """GLUE, text: folder of a tokenizer; none: that of a pretrained model of transformers, or characters."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_text(cls, value: Any) -> Any:
-        return _data_mapping(value)
-
-    @model_validator(mode="after")
-    def _settings_belong(self) -> DataConfig:
-        if self.name != "digits" and self.path is None:
-            raise ValueError(f"{self.name} needs a path: data={self.name}:PATH")
-        foreign = [
-            f"{name} is of no use to {self.name} (it is for {', '.join(users)}); leave it out"
-            for name, users in _DATA_USERS.items()
-            if getattr(self, name) is not None and self.name not in users
-        ]
-        if self.name == "digits" and isinstance(self.augment, str):
-            foreign.append(f"{self.augment} is for colour, and digits are grey; augment is true or false for them")
-        if foreign:
-            raise ValueError("; ".join(foreign))
-        return self
-
-
-class ModelConfig(_Settings):
-    """Which network; as one string its name. None stands for the builder's default."""
-
-    name: str = "vit-tiny"
-    """vit-tiny, lm-tiny (causal, for text), timm:NAME or transformers:NAME (a folder, or a model on the hub)."""
-    pretrained: bool | None = None
-    """Begin with the weights that come with the model; none: transformers' do, all others begin fresh."""
-    width: Count | None = None
-    """Features of a token."""
-    depth: Count | None = None
-    """Number of layers."""
-    heads: Count | None = None
-    """Attention heads; they divide the width."""
-    patch: Count | None = None
-    """Edge of a patch in pixels; it divides the image."""
-    mlp_ratio: Positive | None = None
-    """Hidden features of the feed-forward part over the width."""
-    dropout: BelowOne | None = None
-    """Probability that an activation is dropped while training; none: what the model brings, ours none."""
-    drop_path: BelowOne | None = None
-    """timm: probability that the last block is skipped in training, less for those before (stochastic depth)."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_text(cls, value: Any) -> Any:
-        return _model_mapping(value)
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name in MODELS or any(name.startswith(library) and name != library for library in _LIBRARIES):
-            return name
-        raise ValueError(
-            f'no model "{name}" ({", ".join(MODELS)}, timm:NAME or transformers:NAME){nearest(name, MODELS)}'
-        )
-
-
-class OptimConfig(_Settings):
-    """AdamW and its learning rate over the steps."""
-
-    lr: Positive = 1e-3
-    """Learning rate at its peak."""
-    weight_decay: NonNegative = 0.05
-    """Decoupled weight decay of matrices, on the dense weights, pruned entries included."""
-    betas: Annotated[tuple[BelowOne, BelowOne], BeforeValidator(_items)] = (0.9, 0.999)
-    """Decay of AdamW's first and second moment."""
-    eps: Positive = 1e-8
-    """AdamW's guard against division by zero."""
-    schedule: Literal["cosine", "constant", "inverse-sqrt"] = "cosine"
-    """The learning rate after warm-up."""
-    warmup: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Fraction of the steps over which the learning rate rises."""
-    clip: Positive | None = 1.0
-    """Largest gradient norm; none: no clipping."""
-    loss: Literal["cross-entropy", "bce"] | None = None
-    """Of one class among many: cross-entropy, or bce, a question of yes or no for each; none: the task's own."""
-    label_smoothing: BelowOne = 0.0
-    """Part of the target's probability that is spread evenly over all classes, in training alone."""
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Judge the run by an exponential average of its weights with this decay, such as 0.999; none: by the last ones."""
-
-
-class BleuConfig(_Settings):
-    """How the translations of the test split are made and judged by BLEU, once training is over."""
-
-    sentences: Annotated[int, Field(ge=0)] | None = None
-    """Sentences of test that are translated, the first ones; none: all; 0: no BLEU."""
-    beam: Count = 1
-    """Translations that are followed at a time; 1 is greedy."""
-    length: Count | None = None
-    """Most tokens of a translation; none: data.context."""
-
-    @model_validator(mode="after")
-    def _of_use(self) -> BleuConfig:
-        if self.sentences == 0 and (self.beam, self.length) != (1, None):
-            raise ValueError("sentences=0 measures no BLEU; leave the other settings out")
-        return self
-
-
-class RunConfig(_Settings):
+class RunConfig(Settings):
     """What a single run and a comparison have in common."""
 
     data: DataConfig = DataConfig()
@@ -405,7 +164,7 @@ class CompareConfig(RunConfig):
     (('dense', 'ste'), ('1:8', '1:16'), (0, 1))
     """
 
-    recipes: Annotated[tuple[RecipeValue, ...], BeforeValidator(_items), Field(min_length=1)] = (
+    recipes: Recipes = (
         "dense", "sr-ste", "mdgf-exponential", "sdgf-stepwise",
     )
     """Recipes to compare: names, mappings or lists of parts."""
@@ -413,7 +172,7 @@ class CompareConfig(RunConfig):
     """Patterns N:M (N kept) of the feed-forward layers; in place of `targets`."""
     targets: dict[str, PatternText | None] | None = Field(default=None, validate_default=True)
     """Patterns by role or name, one set for all runs; null keeps a layer dense."""
-    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_seed_items), Field(min_length=1)] = (0, 1, 2)
+    seeds: Seeds = (0, 1, 2)
     """Seeds: a list, or a count n for 0 to n - 1."""
 
     @model_validator(mode="before")
@@ -486,10 +245,10 @@ def _load(kind: type[_Config], path: str | Path | None, overrides: Sequence[str]
 
 def _recipe_mapping(value: Any) -> Any:
     """`recipe.beta=1e-4` alone refines the default recipe."""
-    return _model_mapping(TrainConfig.model_fields["recipe"].default if value is None else value)
+    return model_mapping(TrainConfig.model_fields["recipe"].default if value is None else value)
 
 
-_SHORTHAND = {"data": _data_mapping, "model": _model_mapping, "recipe": _recipe_mapping}
+_SHORTHAND = {"data": data_mapping, "model": model_mapping, "recipe": _recipe_mapping}
 
 
 def _without_default_pattern(value: Any) -> Any:

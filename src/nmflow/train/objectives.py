@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nmflow.train.config import OptimConfig
+from nmflow.train.config_sections import OptimConfig
 
 Outcomes = dict[str, Tensor]
 """What is kept of every item of a split until all are there, tensors [B]; among them `loss`, the sum over the places of

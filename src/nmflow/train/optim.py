@@ -7,7 +7,7 @@ import math
 from torch import nn, optim
 
 from nmflow.schedules.window import step_of
-from nmflow.train.config import OptimConfig
+from nmflow.train.config_sections import OptimConfig
 
 
 def constant(step: int, total_steps: int, warmup_steps: int = 0) -> float:

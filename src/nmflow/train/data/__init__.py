@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nmflow.train.config import DataConfig
+from nmflow.train.config_sections import DataConfig
 from nmflow.train.data.cifar10 import load_cifar10
 from nmflow.train.data.digits import load_digits
 from nmflow.train.data.glue import load_glue

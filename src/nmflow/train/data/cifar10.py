@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nmflow.train.config import DataConfig
+from nmflow.train.config_sections import DataConfig
 from nmflow.train.data.jpeg_npz import read_jpeg_npz
 from nmflow.train.data.pixels import Pixels
 from nmflow.train.data.safe_pickle import read_array_pickle

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from nmflow.train.config import DataConfig
+from nmflow.train.config_sections import DataConfig
 from nmflow.train.data.pixels import Pixels
 from nmflow.train.data.splits import Data, TensorSplit, rank_in_class
 from nmflow.train.objectives import Classify

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from nmflow.train.config import DataConfig
+from nmflow.train.config_sections import DataConfig
 from nmflow.train.data.glue_arrow import is_hub_name, is_saved, load_cached, load_saved, read_arrow
 from nmflow.train.data.glue_tasks import TASKS, Row, Table, Task, task_name
 from nmflow.train.data.glue_tsv import read_tsv

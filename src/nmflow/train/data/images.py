@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nmflow.train.config import DataConfig
+from nmflow.train.config_sections import DataConfig
 from nmflow.train.data.image_files import RESIZED_CROP, read_image, size_of
 from nmflow.train.data.image_layouts import Files, Found, Items, Packed, find_images
 from nmflow.train.data.pixels import Pixels

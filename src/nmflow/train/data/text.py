@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmflow.train.config import DataConfig
+from nmflow.train.config_sections import DataConfig
 from nmflow.train.data.alphabet import ALPHABET_FILE, Alphabet
 from nmflow.train.data.lines import PARTS
 from nmflow.train.data.sentences import load_tokenizer

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nmflow.train.config import DataConfig
+from nmflow.train.config_sections import DataConfig
 from nmflow.train.data.lines import PARTS, lines_of
 from nmflow.train.data.sentences import places_of
 from nmflow.train.data.splits import Data, missing
