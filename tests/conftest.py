@@ -1,4 +1,4 @@
-"""What all tests share: where real data may lie."""
+"""What all tests share: where real data may lie, and a folder of parallel text."""
 
 from __future__ import annotations
 
@@ -21,4 +21,16 @@ def shared_data() -> Path:
     folder = Path(os.environ.get("NMFLOW_DATA") or Path(__file__).parents[2] / "shared" / "data")
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set NMFLOW_DATA to a folder that holds cifar10/ and lm_text/")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of parallel text."""
+    from language import parallel_folder  # beside this file, and it imports nmflow
+
+    for extra in ("sentencepiece", "sacrebleu"):
+        pytest.importorskip(extra, reason="vocabularies and BLEU come from packages that are an extra")
+    folder = tmp_path_factory.mktemp("pairs")
+    parallel_folder(folder, "pairs", packed=False)
     return folder

@@ -5,6 +5,7 @@ Shape suffixes: R rows, K entries of the reduction axis, G blocks of a row, M en
 
 from __future__ import annotations
 
+from math import prod
 from typing import Literal, get_args
 
 import torch
@@ -130,3 +131,18 @@ def _check_remainder(axis: int, pattern: Pattern, remainder: str) -> None:
             f"the axis has {axis} entries, {pattern.m} does not divide it; use a pattern whose M does, "
             'remainder="partial" (a shorter last block) or remainder="skip" (leave it dense)'
         )
+
+
+def pack_bits(mask: Tensor) -> Tensor:
+    """Bool tensor of any shape -> uint8 [ceil(size / 8)], the first entry in the lowest bit."""
+    flat = mask.reshape(-1).to(torch.uint8)
+    flat = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).reshape(-1, 8)
+    weights = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8, device=mask.device)
+    return (flat * weights).sum(dim=1, dtype=torch.uint8)
+
+
+def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The inverse of `pack_bits`, for a mask of this shape."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    bits = (packed.unsqueeze(1) >> shifts) & 1
+    return bits.reshape(-1)[: prod(shape)].reshape(shape).bool()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,56 +11,14 @@ from torch import Tensor, nn
 
 from nmflow.attach import EffectiveWeight, Progress, attach, attached_weights, detach
 from nmflow.layout import to_rows
-from nmflow.masks import Remainder, block_counts, rows_mask
+from nmflow.masks import Remainder, block_counts, pack_bits, rows_mask, unpack_bits
 from nmflow.pattern import Pattern
-from nmflow.schedules import Recipe, Stage, plan
+from nmflow.schedules import Recipe, Stage
 from nmflow.schedules import recipe as recipe_by_name
 from nmflow.shards import count_all, full, held, refuse_other_wrappers, reshard, summed
-from nmflow.targets import Slot, Targets, axis_problem, record, resolve, slots_to_json
-
-
-@dataclass(frozen=True)
-class SlotReport:
-    """State of one slot; `density` is measured on what the forward sees, `flips` entries of Φ changed last step."""
-
-    label: str
-    pattern: str
-    target: str
-    density: float
-    decay: float
-    phase: str
-    flips: int
-    weights: int
-
-
-@dataclass(frozen=True)
-class SparsityReport:
-    """What `Sparsifier.report` and `Sparsifier.finalize` return."""
-
-    step: int
-    total_steps: int
-    slots: tuple[SlotReport, ...]
-    finalized: bool = False
-
-    @property
-    def early(self) -> bool:
-        """True if the weights were finalized before the recipe had ended: the mask was cut to the target at once."""
-        return self.finalized and self.step < self.total_steps
-
-    @property
-    def density(self) -> float:
-        """Density over the weights of all slots."""
-        weights = sum(slot.weights for slot in self.slots)
-        return sum(slot.density * slot.weights for slot in self.slots) / weights if weights else 1.0
-
-    @property
-    def flips(self) -> int:
-        """Mask entries that changed in the last step."""
-        return sum(slot.flips for slot in self.slots)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        return {**asdict(self), "early": self.early, "density": self.density}
+from nmflow.slot_plans import Planned, block_sizes, plan_slots, stages_at
+from nmflow.sparsity import SlotReport, SparsityReport
+from nmflow.targets import Slot, Targets, record, resolve, slots_to_json
 
 
 class Sparsifier:
@@ -112,14 +69,14 @@ class Sparsifier:
         gradients = {stage.pruned_gradient for stages in planned.values() for stage in stages}
         gradient = gradients.pop() if len(gradients) == 1 else "mixed"
         self.current_step = 0
-        self._progress = Progress(self._stages(0), carries_masks=mask_every > 1)
+        self._progress = Progress(stages_at(self.slots, self.recipe, 0, total_steps), carries_masks=mask_every > 1)
         by_name: dict[str, list[tuple[int, Slot]]] = {}
         for index, slot in enumerate(self.slots):
             by_name.setdefault(slot.name, []).append((index, slot))
-        self._effective = {
-            name: EffectiveWeight(slots, self._progress, remainder, gradient, _blocks(slots, planned))
-            for name, slots in by_name.items()
-        }
+        self._effective = {}
+        for name, slots in by_name.items():
+            blocks = block_sizes([slot for _, slot in slots], planned)
+            self._effective[name] = EffectiveWeight(slots, self._progress, remainder, gradient, blocks)
         attach(model, self._effective)
         self._calibrated = not self.recipe.needs_gradients
         self._edited = True
@@ -217,7 +174,7 @@ class Sparsifier:
     def _advance(self, step: int) -> None:
         """Put every slot in its stage of `step` and derive W~ once."""
         before = self._progress.stages
-        self._progress.stages = self._stages(step)
+        self._progress.stages = stages_at(self.slots, self.recipe, step, self.total_steps)
         self._progress.serial += 1
         self.current_step = step
         for index, stage in enumerate(self._progress.stages):
@@ -276,7 +233,7 @@ class Sparsifier:
         Masks are uint8 tensors, eight entries a byte, keyed by slot label.
         """
         masks = {
-            slot.label: _pack_bits(self._whole_mask(index))
+            slot.label: pack_bits(self._whole_mask(index))
             for index, slot in enumerate(self.slots)
             if self._carries(index) or index in self._progress.fixed
         }
@@ -304,7 +261,7 @@ class Sparsifier:
             elif not isinstance(bits, Tensor) or bits.dtype != torch.uint8 or bits.shape != (-(-size // 8),):
                 problems.append(f"mask of {label}: expected {-(-size // 8)} bytes")
         if not problems:
-            stages = self._stages(step)
+            stages = stages_at(self.slots, self.recipe, step, self.total_steps)
             problems += [
                 f"mask of {slot.label}: missing"
                 for slot, stage in zip(self.slots, stages, strict=True)
@@ -405,15 +362,6 @@ class Sparsifier:
 
     # -- inside --------------------------------------------------------------------------------------------------
 
-    def _stages(self, step: int) -> list[Stage]:
-        """The stage of every slot; slots of one pattern and axis share the work."""
-        cache: dict[tuple[Pattern, int], Stage] = {}
-        for slot in self.slots:
-            key = (slot.pattern, slot.axis)
-            if key not in cache:
-                cache[key] = self.recipe.at(step, self.total_steps, slot.pattern, slot.axis)
-        return [cache[slot.pattern, slot.axis] for slot in self.slots]
-
     def _check(self) -> Planned:
         """Refuse what cannot run, all problems at once; return the plans."""
         problems = _not_finite({slot.name: self.model.get_parameter(slot.name) for slot in self.slots})
@@ -451,42 +399,11 @@ class Sparsifier:
         """Of the packed mask of a slot the part that belongs to what this process holds."""
         weight, part = self._dense_weight(slot.name), self._effective[slot.name].part(slot)
         shape = (slot.weights // slot.axis, slot.axis)
-        return _unpack_bits(bits.to(held(weight).device), shape)[part.rows, part.columns]
+        return unpack_bits(bits.to(held(weight).device), shape)[part.rows, part.columns]
 
     @property
     def _mask_remainder(self) -> Remainder:
         return "partial" if self.remainder == "partial" else "error"
-
-
-Planned = dict[tuple[Pattern, int], list[Stage]]
-"""Pattern and axis of a slot -> the first stage of every segment of its plan."""
-
-
-def plan_slots(
-    slots: Iterable[Slot], recipe: Recipe, total_steps: int, remainder: Remainder
-) -> tuple[Planned, list[str]]:
-    """The plans of all slots, and what keeps them from being carried out."""
-    problems: list[str] = []
-    planned: Planned = {}
-    for slot in slots:
-        key = (slot.pattern, slot.axis)
-        if key not in planned:
-            try:
-                segments = plan(recipe, total_steps, slot.pattern, slot.axis)
-            except ValueError as error:
-                problems.append(f"{slot.label}: {error}")
-                segments = []
-            planned[key] = [segment.first for segment in segments]
-        for stage in planned[key]:
-            if remainder != "partial" and slot.axis % slot.pattern.m == 0:
-                problems += [axis_problem(slot, p) for p in (stage.pattern, stage.outer) if slot.axis % p.m]
-    return planned, problems
-
-
-def _blocks(slots: Iterable[tuple[int, Slot]], planned: Planned) -> frozenset[int]:
-    """M of every pattern that these slots pass through."""
-    stages = [stage for _, slot in slots for stage in planned[slot.pattern, slot.axis]]
-    return frozenset(pattern.m for stage in stages for pattern in (stage.pattern, stage.outer))
 
 
 def _not_finite(weights: Mapping[str, Tensor]) -> list[str]:
@@ -498,18 +415,3 @@ def _finalized(slot: Slot, weight: Tensor, effective: EffectiveWeight) -> SlotRe
     nonzero = count_all(effective.rows(weight, slot), effective.shard)
     density = nonzero / max(slot.weights, 1)
     return SlotReport(slot.label, str(slot.pattern), str(slot.pattern), density, 0.0, "fine-tune", 0, slot.weights)
-
-
-def _pack_bits(mask: Tensor) -> Tensor:
-    """Bool tensor of any shape -> uint8 [ceil(size / 8)], the first entry in the lowest bit."""
-    flat = mask.reshape(-1).to(torch.uint8)
-    flat = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).reshape(-1, 8)
-    weights = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8, device=mask.device)
-    return (flat * weights).sum(dim=1, dtype=torch.uint8)
-
-
-def _unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The inverse of `_pack_bits`, for a mask of this shape."""
-    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    bits = (packed.unsqueeze(1) >> shifts) & 1
-    return bits.reshape(-1)[: math.prod(shape)].reshape(shape).bool()

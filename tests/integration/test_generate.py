@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from language import pairs_config, parallel_folder, sentence
+from language import pairs_config, sentence
 from safetensors.torch import load_file
 from small_runs import one_run
 
@@ -30,15 +30,6 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng, path = random.Random(0), tmp_path_factory.mktemp("text") / "book.txt"
     path.write_text("\n".join(sentence(rng) for _ in range(300)))
     return path
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    for extra in ("sentencepiece", "sacrebleu"):
-        pytest.importorskip(extra, reason="an extra")
-    folder = tmp_path_factory.mktemp("pairs")
-    parallel_folder(folder, "pairs", packed=False)
-    return folder
 
 
 @pytest.fixture(scope="module")

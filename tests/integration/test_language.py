@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from language import bert_folder, glue_folder, pairs_config, parallel_folder, sentence
+from language import bert_folder, glue_folder, pairs_config, sentence
 from safetensors.torch import load_file, save_file
 from small_runs import assert_same_bits, one_run, start
 
@@ -257,15 +257,6 @@ def test_an_evaluation_keeps_few_logits_at_a_time(book: Path, monkeypatch: pytes
 
 
 # -- translation -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    for extra in ("sentencepiece", "sacrebleu"):
-        pytest.importorskip(extra, reason="vocabularies and BLEU come from packages that are an extra")
-    folder = tmp_path_factory.mktemp("pairs")
-    parallel_folder(folder, "pairs", packed=False)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,17 +24,6 @@ remainder_option = click.option(
     "--remainder", type=click.Choice(["error", "partial", "skip"]), default="error", show_default=True,
     help="A last block shorter than M: refuse, keep min(N, r) of it, or leave the layer dense; as in train.",
 )
-
-
-def example_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The sizes of the input that a network is counted on."""
-    for name, what in (
-        ("--length", "Tokens of a text. Without it, the network's context, at most 512."),
-        ("--image", "Pixels of an image's side. Without it, what the network is configured for."),
-        ("--batch", "Inputs of a forward, 1 without it."),
-    ):
-        command = click.option(name, type=click.IntRange(min=1), help=what)(command)
-    return command
 
 
 def read_settings(settings: Iterable[str]) -> tuple[str | None, list[str], str | None]:

@@ -21,7 +21,7 @@ from nmflow.runtime.convert import decompress, is_compressed
 from nmflow.runtime.example import Example
 from nmflow.schedules import Recipe
 from nmflow.schedules import recipe as recipe_by_name
-from nmflow.sparsifier import plan_slots
+from nmflow.slot_plans import plan_slots
 from nmflow.targets import Candidate, Slot, Targets, candidates, recorded, resolve
 
 _KINDS = {"q": "Q", "k": "K", "v": "V", "o": "O", "ff": "FF", "conv": "conv"}

@@ -16,7 +16,8 @@ from nmflow.attach import attached_weights
 from nmflow.masks import Remainder
 from nmflow.schedules import Recipe
 from nmflow.schedules import recipe as recipe_by_name
-from nmflow.sparsifier import Sparsifier, SparsityReport
+from nmflow.sparsifier import Sparsifier
+from nmflow.sparsity import SparsityReport
 from nmflow.targets import Targets
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")  # one project under two names; their classes are not the same

@@ -16,7 +16,8 @@ from nmflow.integrations.state import read_state, write_state
 from nmflow.masks import Remainder
 from nmflow.schedules import Recipe, plan
 from nmflow.schedules import recipe as recipe_by_name
-from nmflow.sparsifier import Sparsifier, SparsityReport
+from nmflow.sparsifier import Sparsifier
+from nmflow.sparsity import SparsityReport
 from nmflow.targets import Targets, resolve
 
 STATE_FILE = "nmflow_sparsity.safetensors"

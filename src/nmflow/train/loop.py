@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from nmflow.models import build_model
 from nmflow.shards import full
-from nmflow.sparsifier import Sparsifier, SparsityReport
+from nmflow.sparsifier import Sparsifier
+from nmflow.sparsity import SparsityReport
 from nmflow.train.average import Average
 from nmflow.train.bleu import check_bleu
 from nmflow.train.checkpoint import Position, State

@@ -12,7 +12,7 @@ from nmflow.report.folder import RunFolder, read_json
 from nmflow.runtime import compress_file, load_compressed, save_model, verify
 from nmflow.runtime.atomic import replacing
 from nmflow.shards import full, is_spread
-from nmflow.sparsifier import SparsityReport
+from nmflow.sparsity import SparsityReport
 from nmflow.targets import record, recorded, slots_to_json
 from nmflow.train.bleu import translate_test
 from nmflow.train.checkpoint import Position, checkpoint_path, load_checkpoint
