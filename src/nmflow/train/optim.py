@@ -55,6 +55,9 @@ def inverse_sqrt(step: int, total_steps: int, warmup_steps: int = 0) -> float:
     return rising if step < warmup_steps else math.sqrt((warmup_steps + 1) / (step + 1))
 
 
+_FUSED = ("cpu", "cuda", "mps", "xpu")
+"""Where torch updates weights and moments in one pass over memory, which is several times as fast as one for each."""
+
 SCHEDULES = {"constant": constant, "cosine": cosine, "inverse-sqrt": inverse_sqrt}
 
 
@@ -79,8 +82,9 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> optim.AdamW:
             is_matrix = parameter.dim() >= 2 and name.endswith("weight") and id(parameter) not in tables
             (decayed if is_matrix else others).append(parameter)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    fused = all(parameter.device.type in _FUSED for parameter in model.parameters())
     return optim.AdamW(
-        [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, eps=config.eps
+        [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, eps=config.eps, fused=fused
     )
 
 
