@@ -5,10 +5,10 @@ What costs time to import (torch, numpy, pydantic, matplotlib, rich) is imported
 
 from __future__ import annotations
 
-from nmflow.cli import files, machine, networks, plans, runs
+from nmflow.cli import experiments, files, machine, networks, plans, runs
 from nmflow.cli.group import cli
 
-__all__ = ["cli", "files", "machine", "main", "networks", "plans", "runs"]
+__all__ = ["cli", "experiments", "files", "machine", "main", "networks", "plans", "runs"]
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -12,9 +14,9 @@ from nmflow.models.vit import VisionTransformer
 from nmflow.train.config_errors import nearest
 
 
-def skeleton(name: str) -> nn.Module:
+def skeleton(name: str, **options: Any) -> nn.Module:
     """The network of a name as `model=` takes it: timm:NAME, transformers:NAME (a folder, a model on the hub, or a kind
-    such as gpt2), vit-tiny, lm-tiny.
+    such as gpt2), vit-tiny, lm-tiny. `options` go to timm's builder; the others have none.
 
     Raises `ValueError` where there is none of that name, or the package that has it is missing.
     """
@@ -24,20 +26,20 @@ def skeleton(name: str) -> nn.Module:
         if name == "lm-tiny":
             return LanguageModel(256, 128, Shape())
         if name.startswith("timm:"):
-            return _timm(name.removeprefix("timm:"))
+            return _timm(name.removeprefix("timm:"), options)
         if name.startswith(PREFIX):
             return _transformers(name.removeprefix(PREFIX))
     raise ValueError(f'no network "{name}"; there are timm:NAME, transformers:NAME, vit-tiny and lm-tiny')
 
 
-def _timm(name: str) -> nn.Module:
+def _timm(name: str, options: dict[str, Any]) -> nn.Module:
     try:
         import timm
     except ImportError as error:
         raise ValueError(f"timm:{name} needs timm: pip install 'nmflow[timm]'") from error
     if not timm.is_model(name):
         raise ValueError(f'timm has no "{name}"{nearest(name, timm.list_models())}')
-    model: nn.Module = timm.create_model(name, pretrained=False)
+    model: nn.Module = timm.create_model(name, pretrained=False, **options)
     return model
 
 

@@ -1,0 +1,64 @@
+"""What `nmflow reproduce` knows: the paper's tables and our own, and which study fills each at which scale."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from importlib import resources
+from typing import Any, Literal
+
+import yaml
+
+from nmflow.experiments.cells import Setup, setup
+from nmflow.experiments.paper import PaperTable, paper_tables
+
+Kind = Literal["flops", "cells", "glue", "speed"]
+"""How a table comes about: counted, trained cell by cell, trained task by task, measured on a clock."""
+
+SCALES = ("cpu", "gpu", "paper")
+"""Minutes on two cores; minutes to an hour on one GPU; the paper's own settings."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table to reproduce, by rows and columns."""
+
+    name: str
+    kind: Kind
+    title: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    studies: Mapping[str, str] = field(default_factory=dict)
+    """The study that fills it, by scale."""
+    paper: PaperTable | None = None
+
+    def setups(self) -> dict[tuple[str, str], Setup]:
+        """(row, column) -> what that cell trains, for a table of the kind `cells`."""
+        return {(row, column): setup(f"{row} {column}") for row in self.rows for column in self.columns}
+
+
+@functools.cache
+def catalogue() -> dict[str, Table]:
+    """Every table, by name, the paper's first."""
+    text = resources.files(__package__).joinpath("catalogue.yaml").read_text(encoding="utf-8")
+    return {name: _table(name, entry) for name, entry in yaml.safe_load(text).items()}
+
+
+def find_table(name: str) -> Table:
+    """One table. Raises `ValueError` with the nearest names where there is none of that name."""
+    tables = catalogue()
+    if name not in tables:
+        near = get_close_matches(name, tables, n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f'no table "{name}"{hint} (nmflow reproduce --list shows all)')
+    return tables[name]
+
+
+def _table(name: str, entry: Mapping[str, Any]) -> Table:
+    paper = paper_tables().get(name)
+    studies = {scale: entry[scale] for scale in SCALES if scale in entry}
+    if paper is None:
+        return Table(name, entry["kind"], entry["title"], tuple(entry["rows"]), tuple(entry["columns"]), studies)
+    return Table(name, entry["kind"], paper.title, tuple(paper.rows), paper.columns, studies, paper)

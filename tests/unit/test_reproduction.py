@@ -1,0 +1,211 @@
+"""The paper's tables as they were typed in, the runs that a table asks for, and how both are laid side by side."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nmflow.experiments.catalogue import SCALES, catalogue, find_table
+from nmflow.experiments.cells import Setup, setup
+from nmflow.experiments.paper import half_unit, paper_tables
+from nmflow.experiments.reproduction import Counted, Place, Reproduction, Several, reproductions, state_lines
+from nmflow.experiments.studies import Study, StudyFolder, studies
+from nmflow.report.side_by_side import Entry, SideBySide, best
+from nmflow.report.tables import Cell
+
+
+# ---------------------------------------------------------------------------------------------- what was typed in
+def test_the_printed_tables_agree_with_each_other() -> None:
+    """Where the paper prints one number twice, it was typed in alike; table 12's means are those of its columns."""
+    tables = paper_tables()
+    for row, printed in tables["table-12"].rows.items():
+        overall, cola, mnli, mismatched, *others = map(float, printed)
+        f1, accuracy, qnli, qqp_f1, qqp_accuracy, rte, sst, pearson, spearman = others
+        pairs = [(f1 + accuracy) / 2, (qqp_f1 + qqp_accuracy) / 2, (pearson + spearman) / 2]
+        assert abs(sum([cola, mnli, mismatched, qnli, rte, sst, *pairs]) / 9 - overall) < 0.06, row
+    for row in tables["table-4"].rows:
+        for recipe in tables["table-4"].columns:
+            in_12 = tables["table-12"].value(f"{recipe} dense=0.1 {row}", "overall")
+            assert tables["table-4"].value(row, recipe) == in_12
+    assert tables["table-7"].value("ff=1:32", "sr-ste") == tables["table-4"].value("ff=1:32", "sr-ste")
+    linear = {row: tables["table-2"].value(row, "mdgf-linear") for row in tables["table-11"].rows}
+    assert [linear["ff=2:4"], linear["ff=1:4"]] == [tables["table-11"].rows[row][1] for row in ("ff=2:4", "ff=1:4")]
+    assert linear["ff=1:8"] == tables["table-11"].rows["ff=1:8"][0]
+    assert tables["table-2"].value("ff=1:128", "sdgf-geometric") == "69.801"
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_cell_of_every_table_can_be_configured(scale: str) -> None:
+    for table in catalogue().values():
+        if table.kind == "cells":
+            assert table.setups()  # the words of every row and column can be read
+        if scale in table.studies:
+            study = studies(scale)[table.studies[scale]]
+            for cell in (setup("dense"), *table.setups().values()):
+                config = study.config(cell, study.rates[0], 1, Path("data"))
+                assert config.build_recipe().name == cell.recipe
+                assert "{" not in (config.data.path or "") + config.model.name
+                assert config.seed == 1
+
+
+def test_a_scale_or_table_that_there_is_not_is_named() -> None:
+    with pytest.raises(ValueError, match='no scale "tpu"; there are cpu'):
+        studies("tpu")
+    with pytest.raises(ValueError, match='no table "table-20"; did you mean table-2'):
+        find_table("table-20")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("ff=1:8", "found none"), ("ste idp ff=1:8", "found ste and idp"), ("ste", "needs targets"),
+        ("dense ff=1:8", "has none"),
+    ],
+)  # fmt: skip
+def test_words_that_are_no_cell(words: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        setup(words)
+
+
+# ------------------------------------------------------------------------------------------------------- counted
+@pytest.mark.parametrize("name", ["table-1", "table-17", "table-18"])
+def test_tables_of_flops_are_exact_and_a_wrong_value_is_seen(name: str) -> None:
+    pytest.importorskip("timm", reason="ViT-Base comes from timm, which is an extra")
+    counted = Counted.of(find_table(name))
+    assert counted.misses() == []
+    assert "agree" in "\n".join(counted.lines())
+    row, values = next(iter(counted.values.items()))
+    unit = 2 * half_unit(counted.table.paper.rows[row][0])  # type: ignore[union-attr]  # these have one
+    off = max(unit, 0.005 * values[0]) * 1.5
+    wrong = replace(counted, values={**counted.values, row: (values[0] + off, *values[1:])})
+    assert len(wrong.misses()) == 1
+    assert "agree" not in "\n".join(wrong.lines())
+    assert json.loads(json.dumps(wrong.to_dict()))["misses"] == wrong.misses()
+
+
+# ---------------------------------------------------------------------------------------------- the runs of a table
+STUDY = Study("cpu", "tiny", "a network", "small", 2, "ff=1:16", (0.1, 0.2, 0.4), {"data": "digits", "steps": 10})
+
+
+def finish(folder: StudyFolder, cell: str, rate: float, seed: int, val: float, test: float, measure: str) -> None:
+    run = folder.run(setup(cell), rate, seed)
+    run.folder.path.mkdir(parents=True)
+    result: dict[str, Any] = {"measure": measure, "val": {measure: val}, "test": {measure: test}}
+    run.folder.result.write_text(json.dumps(result))
+
+
+@pytest.mark.parametrize(("measure", "chosen"), [("accuracy", 0.2), ("perplexity", 0.1)])
+def test_a_recipe_runs_at_the_rate_that_was_best_on_validation(tmp_path: Path, measure: str, chosen: float) -> None:
+    folder, cell = StudyFolder(STUDY, tmp_path, Path("data")), setup("ste ff=1:8")
+    for rate, val, test in ((0.1, 0.3, 0.9), (0.2, 0.5, 0.1)):  # the test split says the opposite, and has no voice
+        assert folder.rate(cell) is None
+        assert folder.runs(cell) is None
+        finish(folder, "ste ff=1:16", rate, 0, val, test, measure)
+    finish(folder, "ste ff=1:16", 0.4, 0, 0.5 if chosen == 0.2 else 0.3, 0.5, measure)  # as good as the best, larger
+    assert folder.rate(cell) == chosen
+    assert folder.rate(setup("ste ff=1:8 dense=0.1")) == chosen  # options have the tries of their recipe
+    assert folder.rate(setup("sr-ste ff=1:8")) is None
+    runs = folder.runs(cell)
+    assert runs is not None
+    assert [(run.config.optim.lr, run.config.seed) for run in runs] == [(chosen, 0), (chosen, 1)]
+    assert len({run.folder.path for run in runs} | {run.folder.path for run in folder.tries(cell)}) == 5
+
+
+def test_runs_are_begun_in_order_and_counted_once(tmp_path: Path) -> None:
+    folder = StudyFolder(STUDY, tmp_path, Path("data"))
+    cells = [setup("dense"), setup("ste ff=1:16"), setup("ste ff=1:32")]
+    # 3 tries of each recipe; the first seed of dense and of 1:16 is one of them
+    assert folder.count(cells) == (0, 3 + 3 + 1 + 1 + 2)
+    assert [run.config.optim.lr for run in folder.open_runs(cells)] == [0.1, 0.2, 0.4] * 2
+    for rate in STUDY.rates:
+        finish(folder, "ste ff=1:16", rate, 0, rate, 0.5, "accuracy")
+    assert folder.count(cells) == (3, 10)
+    names = [run.label for run in folder.open_runs(cells)]
+    assert names[:3] == [f"tiny dense lr {rate} seed 0" for rate in (0.1, 0.2, 0.4)]
+    assert names[3:] == [f"tiny ste {at} lr 0.4 seed {seed}" for at, seed in
+                         (("ff=1:32", 0), ("ff=1:16", 1), ("ff=1:32", 1))]  # fmt: skip
+    assert [cell.n for cell in folder.results(cells)] == [0, 1, 0]
+    assert [cell.missing for cell in folder.results(cells)] == [(0, 1), (1,), (0, 1)]
+
+
+def test_a_single_rate_is_taken_without_tries(tmp_path: Path) -> None:
+    folder = StudyFolder(replace(STUDY, rates=(0.3,)), tmp_path, Path("data"))
+    assert folder.tries(setup("ste ff=1:8")) == []
+    assert folder.rate(setup("ste ff=1:8")) == 0.3
+    assert folder.count([setup("ste ff=1:8")]) == (0, 2)
+
+
+def test_a_dense_run_is_looked_at_where_the_others_are_sparse() -> None:
+    config = STUDY.config(setup("dense"), 0.1, 0, Path("data"))
+    assert (config.recipe, config.targets, config.baseline) == ("dense", {"ff": "1:16"}, False)
+    config = STUDY.config(setup("mdgf-linear dense=0.05 ff=1:8 qk=1:4"), 0.1, 0, Path("data"))
+    assert (config.recipe, config.targets) == ({"name": "mdgf-linear", "dense": 0.05}, {"ff": "1:8", "qk": "1:4"})
+
+
+def test_tables_that_share_runs_have_them_done_once(tmp_path: Path) -> None:
+    place = Place("cpu", tmp_path, Path("data"))
+    both = reproductions(["baselines", "language-model", "baselines"], place)
+    assert [part.table.name for part in both] == ["baselines", "language-model"]
+    one, two = ({run.folder.path for run in part.open_runs()} for part in both)
+    assert one & two
+    assert {run.folder.path for run in Several(tuple(both)).open_runs()} == one | two
+    lines = state_lines(reproductions(["all"], place))
+    assert len(lines) == len(catalogue())
+    assert any("to come" in line for line in lines)
+    assert Reproduction(find_table("table-18"), place).state() == "counted"
+
+
+# ---------------------------------------------------------------------------------------------------- side by side
+def cell(recipe: str, values: list[float | None], measure: str = "accuracy") -> Cell:
+    return Cell.of(recipe, "ff=1:8", dict(enumerate(values)), measure)
+
+
+def beside(measure: str = "accuracy") -> SideBySide:
+    rows = [("a", "3", [0.90, 0.92]), ("b", "2", [0.80, 0.82]), ("c", "1", [0.81, 0.83]), ("d", "1", [None, None])]
+    entries = [Entry("ff=1:8", name, cell(name, [*values], measure), paper) for name, paper, values in rows]
+    return SideBySide("a table", tuple(entries), paper_measure="accuracy, %")
+
+
+def test_the_order_of_recipes_is_compared_where_runs_tell_them_apart() -> None:
+    """a > b and a > c as printed; b, c: 0.01 apart, standard error 0.0141; d: missing; c and d: printed alike."""
+    order = beside().order()
+    assert (order.same, order.other, order.unclear, order.missing) == (2, 0, 1, 2)
+    assert order.text().startswith("order as in the paper: 2 of the 2 pairs that the runs tell apart; 1 lie within 2")
+    assert "2 missing" in order.text()
+    assert (beside("perplexity").order().same, beside("perplexity").order().other) == (0, 2)
+
+
+def test_a_gap_of_just_over_two_standard_errors_is_told_apart() -> None:
+    error = math.sqrt(2 * 0.02**2 / 2 / 2)  # two runs each, 0.02 apart: sd² = 0.02² / 2
+    for gap, told in ((1.99, 0), (2.01, 1)):
+        pair = [cell("a", [0.5 + gap * error, 0.52 + gap * error]), cell("b", [0.5, 0.52])]
+        table = SideBySide("", (Entry("r", "a", pair[0], "2"), Entry("r", "b", pair[1], "1")))
+        assert table.order().same == told
+        assert len(best(pair)) == 2 - told
+
+
+def test_one_run_alone_tells_nothing_apart() -> None:
+    table = SideBySide("", (Entry("r", "a", cell("a", [0.9]), "2"), Entry("r", "b", cell("b", [0.1]), "1")))
+    assert (table.order().same, table.order().unclear) == (0, 1)
+
+
+def test_what_is_printed() -> None:
+    lines = replace(beside(), dense=cell("dense", [0.95, 0.97]), paper_dense="4").lines()
+    assert "| ff=1:8 | 3 / 91.00 ± 1.41 | 2 / 81.00 ± 1.41 | 1 / 82.00 ± 1.41 | 1 / missing |" in lines
+    assert "dense: 4 / 96.00 ± 1.41" in lines
+    assert json.loads(json.dumps(beside().to_dict()))["order"]["same"] == 2
+    alone = SideBySide("ours", (Entry("r", "a", cell("a", [0.9, None])),))
+    assert any("90.00 (n 1)" in line and "/" not in line for line in alone.lines())
+    assert not any("order" in line for line in alone.lines())
+
+
+def test_setup_texts_read_back() -> None:
+    for words in ("dense", "mdgf-linear dense=0.05 ff=1:8 qk=1:4", "sdgf-stepwise pruned_gradient=decay ff=1:16"):
+        found = setup(words)
+        assert setup(found.text) == found
+    assert setup("dense") == Setup("dense")
