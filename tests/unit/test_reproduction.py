@@ -12,8 +12,9 @@ import pytest
 
 from nmflow.experiments.catalogue import SCALES, catalogue, find_table
 from nmflow.experiments.cells import Setup, setup
+from nmflow.experiments.counted import Counted
 from nmflow.experiments.paper import half_unit, paper_tables
-from nmflow.experiments.reproduction import Counted, Place, Reproduction, Several, reproductions, state_lines
+from nmflow.experiments.reproduction import Place, Reproduction, Several, reproductions, state_lines
 from nmflow.experiments.studies import Study, StudyFolder, studies
 from nmflow.report.side_by_side import Entry, SideBySide, best
 from nmflow.report.tables import Cell
@@ -44,8 +45,8 @@ def test_every_cell_of_every_table_can_be_configured(scale: str) -> None:
     for table in catalogue().values():
         if table.kind == "cells":
             assert table.setups()  # the words of every row and column can be read
-        if scale in table.studies:
-            study = studies(scale)[table.studies[scale]]
+        for name in table.studies.get(scale, {}).values():
+            study = studies(scale)[name]
             for cell in (setup("dense"), *table.setups().values()):
                 config = study.config(cell, study.rates[0], 1, Path("data"))
                 assert config.build_recipe().name == cell.recipe
@@ -151,13 +152,53 @@ def test_tables_that_share_runs_have_them_done_once(tmp_path: Path) -> None:
     place = Place("cpu", tmp_path, Path("data"))
     both = reproductions(["baselines", "language-model", "baselines"], place)
     assert [part.table.name for part in both] == ["baselines", "language-model"]
-    one, two = ({run.folder.path for run in part.open_runs()} for part in both)
+    trained = [part.trained for part in both if part.trained is not None]
+    one, two = ({run.folder.path for run in part.open_runs()} for part in trained)
     assert one & two
-    assert {run.folder.path for run in Several(tuple(both)).open_runs()} == one | two
+    assert {run.folder.path for run in Several(tuple(trained)).open_runs()} == one | two
     lines = state_lines(reproductions(["all"], place))
     assert len(lines) == len(catalogue())
     assert any("to come" in line for line in lines)
-    assert Reproduction(find_table("table-18"), place).state() == "counted"
+    assert Reproduction(find_table("table-18"), place).state == "counted"
+
+
+def finish_glue(path: Path, mrpc: tuple[float, float], sst: float) -> None:
+    """Every run of both tasks that there are, at 1:32 as good as said, else better by 0.1."""
+    for task, measures in (("mrpc", {"f1": mrpc[0], "accuracy": mrpc[1]}), ("sst-2", {"accuracy": sst})):
+        folder = Place("cpu", path, Path("data")).study(task)
+        table = find_table("table-4")
+        cells = [setup("dense"), *table.setups().values()]
+        while runs := folder.open_runs(cells):
+            for run in runs:
+                run.folder.path.mkdir(parents=True)
+                better = 0.0 if run.config.targets == {"ff": "1:32"} else 0.1
+                found = {name: value + better + 0.01 * run.config.seed for name, value in measures.items()}
+                main = {"score": (found["f1"] + found["accuracy"]) / 2, **found} if task == "mrpc" else found
+                result = {"measure": next(iter(main)), "val": main, "test": main}
+                run.folder.result.write_text(json.dumps(result))
+
+
+def test_tables_of_glue_are_means_over_tasks_or_columns_by_task(tmp_path: Path) -> None:
+    place = Place("cpu", tmp_path, Path("data"))
+    finish_glue(tmp_path, (0.5, 0.4), 0.6)
+    trained = [Reproduction(find_table(name), place).trained for name in ("table-4", "table-12")]
+    means, tasks = (each.side_by_side() for each in trained if each is not None)
+    by_place = {(entry.row, entry.column): entry for entry in means.entries}
+    entry = by_place["ff=1:32", "sdgf-stepwise"]
+    assert (entry.paper, entry.cell.n) == ("80.9", 3)
+    assert entry.cell.mean == pytest.approx(((0.5 + 0.4) / 2 + 0.6) / 2 + 0.01)  # seeds add 0, 0.01 and 0.02
+    assert means.dense is not None
+    assert (means.paper_dense, means.dense.mean) == ("86.2", pytest.approx(0.525 + 0.1 + 0.01))
+    assert by_place["ff=1:4", "sr-ste"].cell.mean == pytest.approx(0.635)
+    by_place = {(entry.row, entry.column): entry for entry in tasks.entries}
+    row = "sdgf-stepwise dense=0.1 ff=1:32"
+    expected = {"MRPC F1": 0.51, "MRPC accuracy": 0.41, "SST-2": 0.61, "overall": 0.535}
+    for column, value in expected.items():
+        assert by_place[row, column].cell.mean == pytest.approx(value), column
+    assert by_place[row, "CoLA"].cell.n == 0
+    assert by_place["sr-ste dense=0 ff=1:32", "SST-2"].cell.n == 0  # another setup, of which nothing is done
+    assert tasks.dense is None
+    assert "missing" in "\n".join(tasks.lines())
 
 
 # ---------------------------------------------------------------------------------------------------- side by side

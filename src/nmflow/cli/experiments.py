@@ -47,13 +47,14 @@ def reproduce(
     place = Place(scale, Path(out), Path(data))
     parts = reproductions(names or ["all"], place)
     if shows_list:
-        states = [{"name": part.table.name, "title": part.table.title, "state": part.state()} for part in parts]
+        states = [{"name": part.table.name, "title": part.table.title, "state": part.state} for part in parts]
         answer(state_lines(parts), {"scale": scale, "tables": states}, as_json)
         return
-    if len(names) == 1 and parts[0].why_not:
-        raise click.UsageError(parts[0].why_not)
-    ready = [part for part in parts if not part.why_not]
-    trained = tuple(part for part in ready if not part.is_counted)
+    unfilled = [part.table.name for part in parts if part.is_unfilled]
+    if unfilled and "all" not in names:
+        raise click.UsageError(f"nothing fills {' and '.join(unfilled)} at the scale {scale} yet")
+    ready = [part for part in parts if not part.is_unfilled]
+    trained = tuple(part.trained for part in ready if part.trained is not None)
     result = sweep(Several(trained), workers, minutes, progress_console()) if trained else SweepResult()
     lines: list[str] = []
     tables = []

@@ -30,13 +30,20 @@ class Table:
     title: str
     rows: tuple[str, ...]
     columns: tuple[str, ...]
-    studies: Mapping[str, str] = field(default_factory=dict)
-    """The study that fills it, by scale."""
+    studies: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """The studies that fill it, by scale and, of GLUE, by task."""
     paper: PaperTable | None = None
+    words: str = ""
+    """What every cell says besides its row and column."""
 
     def setups(self) -> dict[tuple[str, str], Setup]:
-        """(row, column) -> what that cell trains, for a table of the kind `cells`."""
-        return {(row, column): setup(f"{row} {column}") for row in self.rows for column in self.columns}
+        """(row, column) -> what that cell trains; columns that name a task of GLUE say nothing of it."""
+        says_more = "overall" not in self.columns
+        return {
+            (row, column): setup(f"{row} {column if says_more else ''} {self.words}")
+            for row in self.rows
+            for column in self.columns
+        }
 
 
 @functools.cache
@@ -58,7 +65,11 @@ def find_table(name: str) -> Table:
 
 def _table(name: str, entry: Mapping[str, Any]) -> Table:
     paper = paper_tables().get(name)
-    studies = {scale: entry[scale] for scale in SCALES if scale in entry}
-    if paper is None:
-        return Table(name, entry["kind"], entry["title"], tuple(entry["rows"]), tuple(entry["columns"]), studies)
-    return Table(name, entry["kind"], paper.title, tuple(paper.rows), paper.columns, studies, paper)
+    studies = {}
+    for scale in SCALES:
+        if scale in entry:
+            studies[scale] = entry[scale] if isinstance(entry[scale], dict) else {name: entry[scale]}
+    if paper is not None:
+        entry = {**entry, "title": paper.title, "rows": paper.rows, "columns": paper.columns}
+    title, rows, columns = entry["title"], tuple(entry["rows"]), tuple(entry["columns"])
+    return Table(name, entry["kind"], title, rows, columns, studies, paper, entry.get("words", ""))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from nmflow.train.config_text import parse_value
@@ -16,23 +16,23 @@ class Setup:
     """A recipe, and what it makes sparse; `targets` is empty for a dense run."""
 
     recipe: str
-    options: dict[str, Any] = field(default_factory=dict)
-    targets: dict[str, str] = field(default_factory=dict)
+    options: tuple[tuple[str, Any], ...] = ()
+    targets: tuple[tuple[str, str], ...] = ()
 
     @property
     def value(self) -> str | dict[str, Any]:
         """The recipe as a configuration writes it."""
-        return {"name": self.recipe, **self.options} if self.options else self.recipe
+        return {"name": self.recipe, **dict(self.options)} if self.options else self.recipe
 
     @property
     def recipe_text(self) -> str:
         """`mdgf-linear dense=0.05`."""
-        return " ".join([self.recipe, *(f"{key}={value}" for key, value in self.options.items())])
+        return " ".join([self.recipe, *(f"{key}={value}" for key, value in self.options)])
 
     @property
     def targets_text(self) -> str:
         """`ff=1:8 qk=1:4`, or `dense`."""
-        return " ".join(f"{role}={pattern}" for role, pattern in self.targets.items()) or "dense"
+        return " ".join(f"{role}={pattern}" for role, pattern in self.targets) or "dense"
 
     @property
     def text(self) -> str:
@@ -47,7 +47,7 @@ def setup(words: str) -> Setup:
     `ValueError` where the words name no recipe, or two.
 
     >>> setup("ff=1:8 qk=1:4 mdgf-linear dense=0.05")
-    Setup(recipe='mdgf-linear', options={'dense': 0.05}, targets={'ff': '1:8', 'qk': '1:4'})
+    Setup(recipe='mdgf-linear', options=(('dense', 0.05),), targets=(('ff', '1:8'), ('qk', '1:4')))
     >>> setup("dense").targets_text
     'dense'
     """
@@ -66,4 +66,4 @@ def setup(words: str) -> Setup:
         raise ValueError(f'"{words}": expected one recipe, found {" and ".join(names) or "none"}')
     if (names[0] == "dense") == bool(targets):
         raise ValueError(f'"{words}": a recipe needs targets such as ff=1:8, and dense has none')
-    return Setup(names[0], options, targets)
+    return Setup(names[0], tuple(options.items()), tuple(targets.items()))

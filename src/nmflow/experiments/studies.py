@@ -36,14 +36,14 @@ class Study:
     settings: Mapping[str, Any]
 
     @property
-    def tuned_targets(self) -> dict[str, str]:
+    def tuned_targets(self) -> tuple[tuple[str, str], ...]:
         return setup(f"ste {self.tuned}").targets
 
     def config(self, cell: Setup, rate: float, seed: int, data: Path) -> TrainConfig:
         """The run of a cell; a dense one has the targets of the tuning, which say what its probes look at."""
         values = _placed(self.settings, data)
         values["optim"] = {**values.get("optim", {}), "lr": rate}
-        targets: dict[str, str | None] = {**(cell.targets or self.tuned_targets)}
+        targets: dict[str, str | None] = dict(cell.targets or self.tuned_targets)
         return TrainConfig(**values, recipe=cell.value, targets=targets, seed=seed, baseline=False)
 
 
@@ -101,7 +101,7 @@ class StudyFolder:
         return [self.run(tried, rate, 0) for rate in self.study.rates]
 
     def _tried(self, cell: Setup) -> Setup:
-        return Setup(cell.recipe, {}, self.study.tuned_targets if cell.targets else {})
+        return Setup(cell.recipe, (), self.study.tuned_targets if cell.targets else ())
 
     def rate(self, cell: Setup) -> float | None:
         """The learning rate of the best try on validation, the smaller of equals; None while a try is missing."""

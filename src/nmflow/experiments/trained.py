@@ -1,0 +1,97 @@
+"""The paper's tables that are trained: the runs their cells ask for, and the cells that the runs fill."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from nmflow.experiments.catalogue import Table
+from nmflow.experiments.cells import Setup, setup
+from nmflow.experiments.studies import Run, StudyFolder
+from nmflow.report.glue import COLUMNS, Average, GlueRow, glue_rows
+from nmflow.report.side_by_side import Entry, SideBySide
+from nmflow.report.tables import Cell, PlannedRun
+
+_DENSE = setup("dense")
+_MEASURES = {"F1": "f1", "accuracy": "accuracy", "Pearson": "pearson", "Spearman": "spearman"}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One table whose cells are runs of one study, or of several, a task each."""
+
+    table: Table
+    studies: Mapping[str, StudyFolder]
+    """By task of GLUE; of a table of one study, that one under any name."""
+
+    def open_runs(self) -> Sequence[Run]:
+        """Runs that can be begun now."""
+        setups = self._setups()
+        return [run for study in self.studies.values() for run in study.open_runs(setups)]
+
+    def count(self) -> tuple[int, int]:
+        """(done, all) runs."""
+        setups = self._setups()
+        counts = [study.count(setups) for study in self.studies.values()]
+        return sum(done for done, _ in counts), sum(every for _, every in counts)
+
+    def side_by_side(self) -> SideBySide:
+        """The table from what the runs' folders hold."""
+        paper = self.table.paper
+        cells, dense = self._by_task() if self.table.kind == "glue" else self._of_one_study()
+        entries = tuple(
+            Entry(row, column, cell, None if paper is None else paper.value(row, column))
+            for (row, column), cell in cells.items()
+        )
+        differs = [f"here: {study.study.title}; {study.study.differs}" for study in self.studies.values()]
+        return SideBySide(
+            f"{self.table.name}: {self.table.title}",
+            entries,
+            dense=dense,
+            paper_dense=None if paper is None else paper.dense,
+            paper_measure=None if paper is None else paper.measure,
+            differs=(*differs, *([paper.note] if paper is not None and paper.note else ())),
+        )
+
+    def _setups(self) -> list[Setup]:
+        return list(dict.fromkeys([_DENSE, *self.table.setups().values()]))
+
+    def _of_one_study(self) -> tuple[dict[tuple[str, str], Cell], Cell | None]:
+        [study] = self.studies.values()
+        places = self.table.setups()
+        dense, *cells = study.results([_DENSE, *places.values()])
+        return dict(zip(places, cells, strict=True)), dense
+
+    # -- GLUE ----------------------------------------------------------------------------------------------------
+
+    def _by_task(self) -> tuple[dict[tuple[str, str], Cell], Cell | None]:
+        """A mean over the tasks that there are, or in a table with a column a task what that column names."""
+        places = self.table.setups()
+        rows = {each: self._glue_row(each) for each in self._setups()}
+        if "overall" not in self.table.columns:
+            means = {each: row.averages["overall"] for each, row in rows.items()}
+            return {place: means[each] for place, each in places.items()}, means[_DENSE]
+        return {(row, column): _cell(rows[each], column) for (row, column), each in places.items()}, None
+
+    def _glue_row(self, cell: Setup) -> GlueRow:
+        seeds = range(min(study.study.seeds for study in self.studies.values()))
+        runs = []
+        for task, study in self.studies.items():
+            done = study.runs(cell)
+            folders = {run.config.seed: run.folder.path for run in done or ()}
+            missing = study.path / "not planned yet"
+            runs += [
+                (task, PlannedRun(cell.recipe_text, cell.targets_text, seed, folders.get(seed, missing)))
+                for seed in seeds
+            ]
+        average: Average = tuple((name,) for name, column in COLUMNS.items() if column.task in self.studies)
+        every: Average = tuple((name,) for name in COLUMNS if name != "WNLI")
+        return glue_rows(runs, {"overall": average, "": every})[0]
+
+
+def _cell(row: GlueRow, column: str) -> Cell:
+    """What a column of table 12 names: overall, a task, or one of a task's two measures."""
+    if column == "overall":
+        return row.averages["overall"]
+    task, _, measure = column.partition(" ")
+    return row.measures[task][_MEASURES[measure]] if measure else row.columns[task]
