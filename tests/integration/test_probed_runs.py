@@ -49,6 +49,18 @@ def test_probes_change_no_bit_of_training(tmp_path: Path, recipe: str) -> None:
         assert 0 <= line["flip_rate"] <= 1
 
 
+def test_gradients_are_seen_edited_and_not_yet_clipped(tmp_path: Path) -> None:
+    """Of the first step: clipping shrinks what Adam sees and not what is looked at, SR-STE's term is in it."""
+    first = {}
+    for name, clip, strength in (("plain", None, 2e-4), ("clipped", 1e-3, 2e-4), ("strong", None, 10.0)):
+        recipe = {"name": "sr-ste", "sr_ste": strength}
+        config = small(recipe=recipe, optim={"lr": 0.01, "clip": clip}, probe_every=1, steps=2)
+        first[name] = looks(one_run(config, tmp_path / name).path)[0]
+    assert first["clipped"]["grad_abs_var"] == first["plain"]["grad_abs_var"]
+    assert first["clipped"]["second_moment_var"] < 1e-3 * first["plain"]["second_moment_var"]
+    assert first["strong"]["grad_abs_var"] > 2 * first["plain"]["grad_abs_var"]
+
+
 @pytest.mark.parametrize("died", [[4], [6, 2, 5], [12]], ids=str)
 def test_a_probed_run_goes_on_to_the_same_averages(tmp_path: Path, died: list[int]) -> None:
     config = small(recipe="sr-ste", probe_every=3, checkpoint_every=2)

@@ -441,12 +441,12 @@ def test_wrong_arguments() -> None:
 def test_all_problems_at_once() -> None:
     _, sparsifier, _ = built()
     weight = sparsifier.dense_weight("0.weight")
-    with pytest.raises(ValueError, match="(?s)two: the same parameter as one.*SGD keeps no second moment"):
+    with pytest.raises(ValueError, match=r"(?s)two: the same parameter as one.*SGD keeps no second moment"):
         nmflow.GradientProbe({"one": weight, "two": weight}, torch.optim.SGD([weight], lr=1.0))
 
 
 def test_calls_out_of_order() -> None:
-    model, sparsifier, optimizer = built()
+    _, sparsifier, optimizer = built()
     probe = nmflow.GradientProbe(sparsifier, optimizer, every=2)
     with pytest.raises(RuntimeError, match="without before_step"):
         probe.after_step()
