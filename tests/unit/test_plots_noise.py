@@ -48,7 +48,7 @@ def test_a_line_a_recipe_and_a_band_over_seeds(tmp_path: Path) -> None:
 
 
 def test_several_patterns_are_named(tmp_path: Path) -> None:
-    runs = [run(tmp_path, "ste", 0, {5: 1.0}, pattern) for pattern in ("1:8", "1:16")]
+    runs = [run(tmp_path, "ste", 0, {5: 1.0, 10: 2.0}, pattern) for pattern in ("1:8", "1:16")]
     assert [line.get_label() for line in noise_figure(runs).axes[0].lines] == ["ste, 1:8", "ste, 1:16"]
     plot_noise(runs, tmp_path / "noise.png")
     assert (tmp_path / "noise.png").read_bytes().startswith(b"\x89PNG")

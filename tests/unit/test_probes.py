@@ -131,6 +131,12 @@ def mask_by_hand(weight: Array, n: int, m: int) -> npt.NDArray[np.bool_]:
     return mask
 
 
+def gradient(weight: Tensor) -> Array:
+    assert weight.grad is not None
+    found: Array = weight.grad.double().numpy().copy()
+    return found
+
+
 def by_hand(every: int) -> Iterator[dict[str, dict[str, Any]]]:
     """What a probe should see: per layer gradients before clipping, v by Adam's recursion, flips of masks by loops."""
     model, sparsifier, optimizer = built("sr-ste")
@@ -140,10 +146,10 @@ def by_hand(every: int) -> Iterator[dict[str, dict[str, Any]]]:
         sparsifier.edit_gradients()
         weights = {name: sparsifier.dense_weight(name) for name in TARGETS}
         before = {name: mask_by_hand(w.detach().double().numpy(), *BLOCKS[name]) for name, w in weights.items()}
-        raw = {name: np.array(w.grad, dtype=np.float64) for name, w in weights.items()}
+        raw = {name: gradient(w) for name, w in weights.items()}
         nn.utils.clip_grad_norm_(model.parameters(), 0.05)
         for name, w in weights.items():
-            second[name] = 0.999 * second[name] + 0.001 * np.array(w.grad, dtype=np.float64) ** 2
+            second[name] = 0.999 * second[name] + 0.001 * gradient(w) ** 2
         optimizer.step()
         optimizer.zero_grad()
         sparsifier.step()
