@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nmflow.flops import count_flops
     from nmflow.masks import is_nm, nm_mask
     from nmflow.pattern import Pattern
+    from nmflow.probes import GradientProbe
     from nmflow.runtime import (
         CompressedNM,
         compress,
@@ -33,6 +34,7 @@ _HOMES = {
     "nmflow.flops": ("count_flops",),
     "nmflow.masks": ("is_nm", "nm_mask"),
     "nmflow.pattern": ("Pattern",),
+    "nmflow.probes": ("GradientProbe",),
     "nmflow.schedules": ("Stage", "recipe", "recipes", "sequence"),
     "nmflow.runtime": (
         "CompressedNM", "compress", "decompress", "for_inference", "load_compressed", "save_compressed", "tune",
@@ -43,9 +45,9 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "CompressedNM", "Pattern", "Sparsifier", "Stage", "__version__", "compress", "count_flops", "decompress",
-    "for_inference", "is_nm", "load_compressed", "nm_mask", "recipe", "recipes", "refresh", "save_compressed",
-    "sequence", "tune", "verify",
+    "CompressedNM", "GradientProbe", "Pattern", "Sparsifier", "Stage", "__version__", "compress", "count_flops",
+    "decompress", "for_inference", "is_nm", "load_compressed", "nm_mask", "recipe", "recipes", "refresh",
+    "save_compressed", "sequence", "tune", "verify",
 ]
 
 

@@ -275,6 +275,42 @@ def check_bf16() -> None:
     assert nmflow.masks.is_nm(whole(model[0].linear1.weight), "1:8")
 
 
+def check_probes() -> None:
+    """Gradient noise is that of whole weights, row slices of fused ones among them, also where rows part unevenly."""
+    targets = {"ff": "1:8", "qk": "2:4"}
+    one, two = build(), build()
+    first, second = (sparsify(m, "sr-ste", {}, targets=targets) for m in (one, two))
+    shard(two)
+    seen: list[list[dict[str, Any]]] = []
+    for model, sparsifier, spread in ((one, first, False), (two, second, True)):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-3)
+        probe = nmflow.GradientProbe(sparsifier, optimizer, every=2)
+        looks = []
+        for step in range(STEPS):
+            x, y = batch(step, spread)
+            nn.functional.cross_entropy(model(x).mean(1), y).backward()
+            sparsifier.edit_gradients()
+            probe.before_step()
+            optimizer.step()
+            optimizer.zero_grad()
+            sparsifier.step()
+            looks.append(probe.after_step())
+        seen.append([look.to_dict() for look in looks if look is not None])
+    assert len(seen[0]) == STEPS // 2
+    for expected, found in zip(*seen, strict=True):
+        for label, figures in expected.pop("layers").items():
+            assert found["layers"][label] == pytest.approx(figures, rel=1e-4, abs=0), label
+            assert all(value is not None for value in figures.values())
+        del found["layers"]
+        assert found == pytest.approx(expected, rel=1e-4, abs=0)
+    weight = dict(two.named_parameters())["0.linear1.weight"]
+    with pytest.raises(ValueError, match="first: a DTensor, of which this process holds a part"):
+        nmflow.GradientProbe({"first": weight}, torch.optim.AdamW(two.parameters()))
+    early = torch.optim.AdamW(build().parameters())
+    with pytest.raises(ValueError, match="make the optimizer after the model is spread"):
+        nmflow.GradientProbe(second, early)
+
+
 def check_refusals() -> None:
     """What would train densely is refused, in words."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -318,6 +354,7 @@ CHECKS = {
     "anew": check_loaded_anew,
     "accelerate": check_accelerate,
     "bf16": check_bf16,
+    "probes": check_probes,
     "refusals": check_refusals,
 }
 

@@ -16,7 +16,7 @@ from nmflow.train.data.glue_tasks import task_name
 from nmflow.train.run import targets_text
 
 FREE = ("recipe", "pattern", "targets", "seed", "baseline", "out", "tensorboard", "log_every", "eval_every",
-        "checkpoint_every")  # fmt: skip
+        "checkpoint_every", "probe_every")  # fmt: skip
 """Settings in which runs of one table may differ: its rows and seeds, and what does not change a figure."""
 
 

@@ -19,7 +19,7 @@ from nmflow.report.tables import Cell, run_title
 SPARSE = "#0b6bb3"
 DENSE = "0.55"
 _SHADES = {"dense": "0.88", "decay": "0.95", "fine-tune": "1.0"}
-_COLOURS = ("#0b6bb3", "#d1495b", "#2e8b57", "#b8860b", "#7b52ab", "#d2691e", "#1f9e9e", "#8b5a6b", "#556b2f")
+COLOURS = ("#0b6bb3", "#d1495b", "#2e8b57", "#b8860b", "#7b52ab", "#d2691e", "#1f9e9e", "#8b5a6b", "#556b2f")
 
 Lines = list[dict[str, Any]]
 
@@ -83,7 +83,7 @@ def compare_figure(cells: Sequence[Cell]) -> Figure:
             _draw_dense_band(axes, cell)
         else:
             place = patterns.index(cell.pattern) + _offset(recipes.index(cell.recipe), len(recipes))
-            _draw_cell(axes, cell, place, _COLOURS[recipes.index(cell.recipe) % len(_COLOURS)], 0.3 / len(recipes))
+            _draw_cell(axes, cell, place, COLOURS[recipes.index(cell.recipe) % len(COLOURS)], 0.3 / len(recipes))
     handles, labels = axes.get_legend_handles_labels()
     first = {label: handle for handle, label in reversed(list(zip(handles, labels, strict=True)))}
     figure.legend(

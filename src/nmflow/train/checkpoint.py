@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import nmflow
+from nmflow.probes import GradientProbe
 from nmflow.report.folder import RunFolder
 from nmflow.runtime.atomic import replacing
 from nmflow.sparsifier import Sparsifier
@@ -50,6 +51,8 @@ class State:
     """The loss scaler of fp16 (`state_dict`, `load_state_dict`), else None."""
     average: Average | None = None
     """The average of the weights, where the run keeps one."""
+    probe: GradientProbe | None = None
+    """What looks at gradient noise, where the run is probed."""
 
     @property
     def judged(self) -> nn.Module:
@@ -94,6 +97,7 @@ def save_checkpoint(path: Path, state: State, position: Position) -> None:
         "config": state.config.stored(),
         "sparsifier": sparsity,
         "scaler": state.scaler.state_dict() if state.scaler is not None else None,
+        "probe": state.probe.state_dict() if state.probe is not None else None,
     }
     tensors = {
         **_weights(state),
@@ -144,6 +148,11 @@ def load_checkpoint(path: Path, state: State) -> Position:
     problems += _optimizer_problems(parts["optimizer"], state)
     if (meta["scaler"] is None) != (state.scaler is None):
         problems.append("precision: only one of the checkpoint and this run has a loss scaler")
+    probed = meta.get("probe")  # checkpoints that are older than probes do not speak of it
+    if (probed is None) != (state.probe is None):
+        problems.append("probe_every: only one of the checkpoint and this run has a probe of gradient noise")
+    elif state.probe is not None and probed is not None:
+        problems += [f"probe: {problem}" for problem in state.probe.problems(probed)]
     if problems:
         raise ValueError(f"{path}: this checkpoint belongs to another run:\n  " + "\n  ".join(problems))
     if state.config.shard:
@@ -160,6 +169,8 @@ def load_checkpoint(path: Path, state: State) -> Position:
     state.optimizer.load_state_dict(_optimizer_state(parts["optimizer"], state))
     if state.scaler is not None:
         state.scaler.load_state_dict(meta["scaler"])
+    if state.probe is not None and probed is not None:
+        state.probe.load_state_dict(probed)
     return Position(meta["step"], meta["metrics_bytes"], meta["seconds"])
 
 

@@ -59,12 +59,22 @@ class RunConfig(Settings):
     """Steps between two looks at the validation split."""
     log_every: Count = 10
     """Steps between two lines of metrics.jsonl."""
+    probe_every: Count | None = None
+    """Steps between two looks at gradient noise; none: never."""
     checkpoint_every: Count = 100
     """Steps between two checkpoints."""
     tensorboard: bool = False
     """Also write TensorBoard event files."""
     out: str | None = None
     """Run folder; none: a new one under runs/."""
+
+    @field_validator("probe_every")
+    @classmethod
+    def _looks_once(cls, every: int | None, info: ValidationInfo) -> int | None:
+        steps: int | None = info.data.get("steps")  # none where it has a problem of its own
+        if every is not None and steps is not None and every > steps:
+            raise ValueError(f"{every} is more than the {steps} steps of the run, so nothing would be looked at")
+        return every
 
     @field_validator("shard")
     @classmethod

@@ -18,6 +18,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from nmflow.models import build_model
+from nmflow.probes import GradientProbe
 from nmflow.shards import full
 from nmflow.sparsifier import Sparsifier
 from nmflow.sparsity import SparsityReport
@@ -89,7 +90,7 @@ def prepare(config: TrainConfig, data: Data) -> Training:
     """Build network, sparsifier and optimizer of a run; the same seed gives the same first weights.
 
     Raises `ValueError` where they do not fit together (see `connect`, `check_bleu`, `share`, `build_model`,
-    `Sparsifier`, `spread`).
+    `Sparsifier`, `GradientProbe`, `spread`).
     """
     accelerator = connect(config.precision)
     data = replace(data, objective=trained_by(data.objective, config.optim))
@@ -113,7 +114,8 @@ def prepare(config: TrainConfig, data: Data) -> Training:
     else:
         optimizer = build_optimizer(model, config.optim)
         prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
-    state = State(config, model, optimizer, sparsifier, accelerator.scaler, average)
+    probe = GradientProbe(sparsifier, optimizer, config.probe_every) if config.probe_every is not None else None
+    state = State(config, model, optimizer, sparsifier, accelerator.scaler, average, probe)
     return Training(data, accelerator, prepared_model, prepared_optimizer, state)
 
 
@@ -125,15 +127,16 @@ def fit(run: Training, start: Position, recorder: Recorder, asked_to_stop: Calla
                 backward(loss(model(batch)) / accumulate)
             unscale()
             sparsifier.edit_gradients()                      # SR-STE's λ(1-Φ)W, once a step
+            probe.before_step()                              # gradient noise, where it is probed (probe_every)
             clip(); optimizer.step(); optimizer.zero_grad()
             sparsifier.step(n=step + 1)                      # Φ and W~ of the new W
             average.update(model, step + 1)                  # where there is one (optim.ema)
-            log; evaluate; save; stop here if asked to
+            probe.after_step(); log; evaluate; save; stop here if asked to
 
     A line of the log says, at "step" n, the loss, learning rate and gradient norm (before clipping; null where fp16
     skipped the step) of the n-th step, and the sparsity that holds from there on. Besides every `log_every` steps
-    there is one wherever phase or pattern change. Asked to stop, it saves and raises `Interrupted` with the command
-    `resume`. Raises `DivergedError`.
+    there is one wherever phase or pattern change. Gradient noise has lines of its own, every `probe_every` steps.
+    Asked to stop, it saves and raises `Interrupted` with the command `resume`. Raises `DivergedError`.
     """
     config, state = run.config, run.state
     changes = _changes(state.sparsifier)
@@ -141,6 +144,7 @@ def fit(run: Training, start: Position, recorder: Recorder, asked_to_stop: Calla
         recorder.write({"step": 0, **_sparsity(state.sparsifier.report())})
     for step in range(start.step, config.steps):
         loss, grad_norm = take_step(run, step)
+        noise = state.probe.after_step() if state.probe is not None else None
         done = step + 1
         stopping = _anywhere(run.accelerator, asked_to_stop())
         saves = stopping or _is_due(done, config.checkpoint_every, config.steps)
@@ -153,6 +157,8 @@ def fit(run: Training, start: Position, recorder: Recorder, asked_to_stop: Calla
         if logs:
             rate = learning_rate(config.optim, step, config.steps)
             recorder.write({"step": done, **figures, "lr": rate, **_sparsity(state.sparsifier.report())})
+        if noise is not None:
+            recorder.write(noise.line())
         if _is_due(done, config.eval_every, config.steps):
             score = evaluate(state.judged, run.data, "val", run.accelerator.device, run.accelerator)
             _check_finite(done, {"val_loss": score.loss})
@@ -167,7 +173,10 @@ def fit(run: Training, start: Position, recorder: Recorder, asked_to_stop: Calla
 
 
 def take_step(run: Training, step: int) -> tuple[Tensor, Tensor]:
-    """One optimizer step; returns the loss of this process's share of the batch, and the gradient norm."""
+    """One optimizer step; returns the loss of this process's share of the batch, and the gradient norm.
+
+    Where the run is probed, the caller asks for what was seen: `state.probe.after_step()`, after every step.
+    """
     config, accelerator = run.config, run.accelerator
     process, num_processes = accelerator.process_index, accelerator.num_processes
     seed_step(config.seed, step, process)
@@ -193,6 +202,8 @@ def take_step(run: Training, step: int) -> tuple[Tensor, Tensor]:
         loss += micro_loss.detach()
     accelerator.unscale_gradients(run.optimizer)
     run.state.sparsifier.edit_gradients()
+    if run.state.probe is not None:
+        run.state.probe.before_step(step + 1)
     grad_norm = _clip(run.state.model, config.optim.clip)
     for group in run.state.optimizer.param_groups:
         group["lr"] = learning_rate(config.optim, step, config.steps)
