@@ -22,6 +22,7 @@ QUANTITIES = ("grad_abs_var", "second_moment_var", "flip_rate")
 _MOMENT = "exp_avg_sq"
 _KEEPS_IT = (optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.SparseAdam)
 
+
 @dataclass(frozen=True)
 class NoiseFigures:
     """What one look saw of a layer, or of all layers together, and the running averages with it.

@@ -16,8 +16,9 @@ from nmflow.experiments.counted import Counted
 from nmflow.experiments.paper import half_unit, paper_tables
 from nmflow.experiments.reproduction import Place, Reproduction, Several, reproductions, state_lines
 from nmflow.experiments.studies import Study, StudyFolder, studies
+from nmflow.report.noise import Noise
 from nmflow.report.side_by_side import Entry, SideBySide, best
-from nmflow.report.tables import Cell
+from nmflow.report.tables import Cell, PlannedRun
 
 
 # ---------------------------------------------------------------------------------------------- what was typed in
@@ -182,7 +183,7 @@ def test_tables_of_glue_are_means_over_tasks_or_columns_by_task(tmp_path: Path) 
     place = Place("cpu", tmp_path, Path("data"))
     finish_glue(tmp_path, (0.5, 0.4), 0.6)
     trained = [Reproduction(find_table(name), place).trained for name in ("table-4", "table-12")]
-    means, tasks = (each.side_by_side() for each in trained if each is not None)
+    means, tasks = (each.result() for each in trained if each is not None)
     by_place = {(entry.row, entry.column): entry for entry in means.entries}
     entry = by_place["ff=1:32", "sdgf-stepwise"]
     assert (entry.paper, entry.cell.n) == ("80.9", 3)
@@ -250,3 +251,54 @@ def test_setup_texts_read_back() -> None:
         found = setup(words)
         assert setup(found.text) == found
     assert setup("dense") == Setup("dense")
+
+
+# ----------------------------------------------------------------------------------------------------------- noise
+def probed(folder: Path, values: dict[int, float]) -> Path:
+    """A run that is done, with these running averages of Var(v) and a tenth of them of Var(abs(g))."""
+    folder.mkdir()
+    (folder / "result.json").write_text("{}")
+    lines: list[dict[str, Any]] = [{"step": 0, "loss": 1.0}]
+    for step, value in values.items():
+        averages = {"second_moment_var_average": value, "grad_abs_var_average": value / 10}
+        lines.append({"step": step, "grad_abs_var": 1.0, "second_moment_var": 1.0, **averages})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def noise(folder: Path, ends: list[float]) -> Noise:
+    """a starts at 8e-20 and ends at `ends`, b is 2e-20 throughout; a seed each."""
+    runs = []
+    for seed, end in enumerate(ends):
+        a = probed(folder / f"a{seed}", {10: 9e-20, 50: 8e-20, 60: 1e-20, 100: end})
+        b = probed(folder / f"b{seed}", {50: 2e-20, 100: 2e-20})
+        runs += [PlannedRun("a", "1:16", seed, a), PlannedRun("b", "1:16", seed, b)]
+    return Noise("figure-3", "a", "b", tuple(runs))
+
+
+def test_noise_is_compared_seed_by_seed_half_way_and_at_the_end(tmp_path: Path) -> None:
+    found = noise(tmp_path, [1e-20, 0.5e-20, 0.25e-20])  # at the end 1/2, 1/4 and 1/8 of b
+    by_place = {(each.quantity, each.part): each for each in found.ratios()}
+    assert len(by_place) == 4
+    for quantity in ("second_moment_var_average", "grad_abs_var_average"):
+        half, end = by_place[quantity, 0.5], by_place[quantity, 1.0]
+        assert (half.ratio, half.lowest, half.highest, half.n) == (*[pytest.approx(4.0)] * 3, 3)
+        assert [end.ratio, end.lowest, end.highest] == pytest.approx([1 / 4, 1 / 8, 1 / 2])
+        assert end.told  # log2: -2 with a standard deviation of 1 over 3 seeds, so 3.5 standard errors
+    assert found.verdict()[0] == "Var(v) at the end: that of b is 4 times that of a"
+    assert found.draw(tmp_path / "noise.png")
+    assert (tmp_path / "noise.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads(json.dumps(found.to_dict()))["verdict"] == found.verdict()
+
+
+def test_noise_that_seeds_do_not_tell_apart_or_that_nobody_measured(tmp_path: Path) -> None:
+    apart = noise(tmp_path, [8e-20, 0.5e-20])  # four times, and a quarter
+    assert [each.told for each in apart.ratios() if each.part == 1.0] == [False, False]
+    assert "the 2 seeds do not tell a from b" in apart.verdict()[0]
+    one = Noise("", "a", "b", apart.runs[:2])
+    assert not any(each.told for each in one.ratios())
+    for run in apart.runs:
+        (run.folder / "result.json").unlink()
+    assert apart.ratios() == []
+    assert not apart.draw(tmp_path / "none.png")
+    assert "no run of both recipes is done" in apart.lines()

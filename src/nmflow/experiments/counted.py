@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,6 +70,10 @@ class Counted:
             ],
             "misses": self.misses(),
         }
+
+    def draw(self, path: Path) -> bool:
+        """Numbers that agree make no picture."""
+        return False
 
 
 def flops_table(name: str) -> dict[str, tuple[float, ...]]:

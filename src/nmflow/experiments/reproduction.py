@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from nmflow.experiments.catalogue import Table, catalogue, find_table
 from nmflow.experiments.counted import Counted
 from nmflow.experiments.studies import Run, StudyFolder, studies
 from nmflow.experiments.trained import Trained
 from nmflow.report.columns import columns
-from nmflow.report.plots import plot_compare
-from nmflow.report.side_by_side import SideBySide
-from nmflow.runtime.atomic import replacing
 from nmflow.train.files import write_json, write_text
 
 
@@ -33,6 +31,19 @@ class Place:
     def table(self, name: str) -> Path:
         """The folder of a table here."""
         return self.out / self.scale / name
+
+
+class Result(Protocol):
+    """What is told of a table."""
+
+    def lines(self) -> list[str]:
+        """For people."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+
+    def draw(self, path: Path) -> bool:
+        """Draw it to a PNG; False where there is nothing to draw."""
 
 
 @dataclass(frozen=True)
@@ -61,19 +72,19 @@ class Reproduction:
         done, every = self.trained.count()
         return f"{done} of {every} runs"
 
-    def result(self) -> Counted | SideBySide:
+    def result(self) -> Result:
         """The table as it can be told now; not of one that nothing fills."""
-        return Counted.of(self.table) if self.trained is None else self.trained.side_by_side()
+        return Counted.of(self.table) if self.trained is None else self.trained.result()
 
-    def write(self, result: Counted | SideBySide) -> Path:
+    def write(self, result: Result) -> Path:
         """Write table.md, table.json and a plot into the table's folder; returns it."""
         folder = self.place.table(self.table.name)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "table.md", "\n".join(result.lines()) + "\n")
         write_json(folder / "table.json", {"name": self.table.name, **result.to_dict()})
-        if isinstance(result, SideBySide) and any(cell.n for cell in result.cells):
-            with replacing(folder / "plot.png") as partial:
-                plot_compare(result.cells, partial)
+        drawn = folder / "plot.new.png"
+        if result.draw(drawn):
+            drawn.replace(folder / "plot.png")
         return folder
 
 

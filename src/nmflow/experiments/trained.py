@@ -9,6 +9,7 @@ from nmflow.experiments.catalogue import Table
 from nmflow.experiments.cells import Setup, setup
 from nmflow.experiments.studies import Run, StudyFolder
 from nmflow.report.glue import COLUMNS, Average, GlueRow, glue_rows
+from nmflow.report.noise import Noise
 from nmflow.report.side_by_side import Entry, SideBySide
 from nmflow.report.tables import Cell, PlannedRun
 
@@ -35,8 +36,21 @@ class Trained:
         counts = [study.count(setups) for study in self.studies.values()]
         return sum(done for done, _ in counts), sum(every for _, every in counts)
 
-    def side_by_side(self) -> SideBySide:
+    def result(self) -> SideBySide | Noise:
         """The table from what the runs' folders hold."""
+        return self._noise() if self.table.kind == "noise" else self._side_by_side()
+
+    def _noise(self) -> Noise:
+        [study] = self.studies.values()
+        first, second = self.table.columns
+        done = [(cell, run) for cell in self._setups() for run in study.runs(cell) or ()]
+        runs = [
+            PlannedRun(cell.recipe_text, cell.targets_text, run.config.seed, run.folder.path) for cell, run in done
+        ]
+        title = f"{self.table.name}: {self.table.title}"
+        return Noise(title, first, second, tuple(runs), (f"here: {study.study.title}; {study.study.differs}",))
+
+    def _side_by_side(self) -> SideBySide:
         paper = self.table.paper
         cells, dense = self._by_task() if self.table.kind == "glue" else self._of_one_study()
         entries = tuple(

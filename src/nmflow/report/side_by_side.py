@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from nmflow.report.measures import MEASURES
+from nmflow.report.plots import plot_compare
 from nmflow.report.tables import Cell, cell_to_json, markdown
 
 ERRORS = 2.0
@@ -130,6 +132,13 @@ class SideBySide:
             },
             "differs": list(self.differs),
         }  # fmt: skip
+
+    def draw(self, path: Path) -> bool:
+        """Draw the cells that are done; False where none is."""
+        if not any(cell.n for cell in self.cells):
+            return False
+        plot_compare(self.cells, path)
+        return True
 
 
 def difference(a: Cell, b: Cell) -> int | None:
