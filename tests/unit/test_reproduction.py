@@ -16,6 +16,8 @@ from nmflow.experiments.counted import Counted
 from nmflow.experiments.paper import half_unit, paper_tables
 from nmflow.experiments.reproduction import Place, Reproduction, Several, reproductions, state_lines
 from nmflow.experiments.studies import Study, StudyFolder, studies
+from nmflow.report.cost import Cost
+from nmflow.report.curves import Curves
 from nmflow.report.noise import Noise
 from nmflow.report.side_by_side import Entry, SideBySide, best
 from nmflow.report.tables import Cell, PlannedRun
@@ -302,3 +304,51 @@ def test_noise_that_seeds_do_not_tell_apart_or_that_nobody_measured(tmp_path: Pa
     assert apart.ratios() == []
     assert not apart.draw(tmp_path / "none.png")
     assert "no run of both recipes is done" in apart.lines()
+
+
+# ------------------------------------------------------------------------------------------------- cost and curves
+def done_run(folder: Path, recipe: str, pattern: str, seed: int, value: float, flops: int) -> PlannedRun:
+    path = folder / f"{recipe}-{pattern.replace(':', '-')}-{seed}"
+    path.mkdir(parents=True)
+    cost = {"forward": {"sparse": flops}, "training": {"sparse": 10 * flops}}
+    result = {"measure": "accuracy", "test": {"accuracy": value}, "flops": cost}
+    (path / "result.json").write_text(json.dumps(result))
+    lines = [{"step": 0, "loss": 1.0}, {"step": 5, "val_accuracy": value / 2}, {"step": 10, "val_accuracy": value}]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return PlannedRun(recipe, pattern, seed, path)
+
+
+def test_the_front_is_what_nothing_cheaper_reaches(tmp_path: Path) -> None:
+    """a at 100 is the cheapest; b at 100 is worse; c at 200 is no better than a; d at 300 is better than all."""
+    points = [("a", 100, 0.8), ("b", 100, 0.7), ("c", 200, 0.8), ("d", 300, 0.9), ("e", 400, 0.85)]
+    runs = [
+        done_run(tmp_path, recipe, "1:8", seed, value + shift, flops)
+        for recipe, flops, value in points
+        for seed, shift in ((0, -0.01), (1, 0.01))
+    ]
+    missing = PlannedRun("f", "1:8", 0, tmp_path / "nothing")
+    for axis, times in (("forward", 1), ("training", 10)):
+        cost = Cost("figure-5", axis, (*runs, missing))  # type: ignore[arg-type]  # both are axes
+        assert [(point.cell.recipe, point.flops) for point in cost.front()] == [("a", 100 * times), ("d", 300 * times)]
+        assert len(cost.points()) == 5
+        assert sum("yes" in line for line in cost.lines()) == 2
+        assert cost.draw(tmp_path / "cost.png")
+        assert json.loads(json.dumps(cost.to_dict()))["points"][0]["flops"] == 100 * times
+    assert not Cost("", "forward", (missing,)).draw(tmp_path / "none.png")
+    assert "no run is done" in Cost("", "forward", (missing,)).lines()
+
+
+def test_curves_are_means_at_the_steps_that_all_runs_have(tmp_path: Path) -> None:
+    runs = [done_run(tmp_path, "ste", "1:8", seed, value, 1) for seed, value in ((0, 0.4), (1, 0.8))]
+    with (runs[1].folder / "metrics.jsonl").open("a") as log:
+        log.write(json.dumps({"step": 12, "val_accuracy": 1.0}) + "\n")
+    dense = done_run(tmp_path, "dense", "dense", 0, 0.9, 1)
+    found = Curves("figure-6", {"MRPC": (dense, *runs), "SST-2": (PlannedRun("ste", "1:8", 0, tmp_path / "no"),)})
+    [(name, curves)] = found.curves().items()
+    assert (name, [curve.n for curve in curves]) == ("MRPC", [1, 2])
+    assert list(curves[1].values) == [5, 10]
+    assert [curves[1].mean(step) for step in (5, 10)] == pytest.approx([0.3, 0.6])
+    assert any("30.00" in line and "60.00" in line for line in found.lines())
+    assert found.draw(tmp_path / "curves.png")
+    assert json.loads(json.dumps(found.to_dict()))["curves"]["MRPC"][1]["values"] == [[0.2, 0.4], [0.4, 0.8]]
+    assert not Curves("", {"a": ()}).draw(tmp_path / "none.png")

@@ -14,8 +14,8 @@ import yaml
 from nmflow.experiments.cells import Setup, setup
 from nmflow.experiments.paper import PaperTable, paper_tables
 
-Kind = Literal["flops", "cells", "glue", "noise", "speed"]
-"""How it comes about: counted, trained cell by cell or task by task, probed while it trains, measured on a clock."""
+Kind = Literal["flops", "cells", "glue", "noise", "training-flops", "inference-flops", "curves", "speed"]
+"""How it comes about: counted, trained cell by cell or task by task, drawn from such runs, measured on a clock."""
 
 SCALES = ("cpu", "gpu", "paper")
 """Minutes on two cores; minutes to an hour on one GPU; the paper's own settings."""

@@ -58,8 +58,8 @@ def sweep(
 
     The plan is asked whenever a process is free, so that what one run decides can open others. A run that fails is
     left out and said in the result, the others go on; so is one whose process was killed. Stopped by SIGINT, SIGTERM
-    or the clock, every process finishes its step, saves, and ends. A process has `threads` threads, by default its
-    share of the cores.
+    or the clock, every process finishes its step, saves, and ends. A process has `threads` threads, by default
+    OMP_NUM_THREADS or its share of the cores.
     """
     if workers < 1:
         raise ValueError(f"workers={workers}: expected 1 or more processes")
@@ -67,7 +67,8 @@ def sweep(
     end = None if minutes is None else time.monotonic() + 60 * minutes
     begun: set[Path] = set()
     counted = (0, 0)
-    team = [_Worker(threads or max(1, (os.cpu_count() or 1) // workers)) for _ in range(workers)]
+    threads = threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, (os.cpu_count() or 1) // workers)
+    team = [_Worker(threads) for _ in range(workers)]
     with _stop_requests() as asked_to_stop, _Display(console) as display:
         try:
             while True:

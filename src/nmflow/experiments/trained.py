@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from nmflow.experiments.catalogue import Table
 from nmflow.experiments.cells import Setup, setup
 from nmflow.experiments.studies import Run, StudyFolder
+from nmflow.report.cost import Cost
+from nmflow.report.curves import Curves
 from nmflow.report.glue import COLUMNS, Average, GlueRow, glue_rows
 from nmflow.report.noise import Noise
 from nmflow.report.side_by_side import Entry, SideBySide
@@ -36,30 +38,42 @@ class Trained:
         counts = [study.count(setups) for study in self.studies.values()]
         return sum(done for done, _ in counts), sum(every for _, every in counts)
 
-    def result(self) -> SideBySide | Noise:
-        """The table from what the runs' folders hold."""
-        return self._noise() if self.table.kind == "noise" else self._side_by_side()
-
-    def _noise(self) -> Noise:
-        [study] = self.studies.values()
-        first, second = self.table.columns
-        done = [(cell, run) for cell in self._setups() for run in study.runs(cell) or ()]
-        runs = [
-            PlannedRun(cell.recipe_text, cell.targets_text, run.config.seed, run.folder.path) for cell, run in done
-        ]
+    def result(self) -> SideBySide | Noise | Cost | Curves:
+        """The table or figure from what the runs' folders hold."""
         title = f"{self.table.name}: {self.table.title}"
-        return Noise(title, first, second, tuple(runs), (f"here: {study.study.title}; {study.study.differs}",))
+        differs = tuple(f"here: {study.study.title}; {study.study.differs}" for study in self.studies.values())
+        runs = {name: self._planned(study) for name, study in self.studies.items()}
+        first = next(iter(runs.values()))
+        match self.table.kind:
+            case "noise":
+                noisy, calm = self.table.columns
+                return Noise(title, noisy, calm, first, differs)
+            case "inference-flops":
+                return Cost(title, "forward", first, differs)
+            case "training-flops":
+                return Cost(title, "training", first, differs)
+            case "curves":
+                return Curves(title, runs, differs)
+            case _:
+                return self._side_by_side(title, differs)
 
-    def _side_by_side(self) -> SideBySide:
+    def _planned(self, study: StudyFolder) -> tuple[PlannedRun, ...]:
+        """The runs of a study whose rate is known."""
+        return tuple(
+            PlannedRun(cell.recipe_text, cell.targets_text, run.config.seed, run.folder.path)
+            for cell in self._setups()
+            for run in study.runs(cell) or ()
+        )
+
+    def _side_by_side(self, title: str, differs: tuple[str, ...]) -> SideBySide:
         paper = self.table.paper
         cells, dense = self._by_task() if self.table.kind == "glue" else self._of_one_study()
         entries = tuple(
             Entry(row, column, cell, None if paper is None else paper.value(row, column))
             for (row, column), cell in cells.items()
         )
-        differs = [f"here: {study.study.title}; {study.study.differs}" for study in self.studies.values()]
         return SideBySide(
-            f"{self.table.name}: {self.table.title}",
+            title,
             entries,
             dense=dense,
             paper_dense=None if paper is None else paper.dense,
