@@ -124,7 +124,7 @@ def test_reproduce_trains_what_is_missing_and_reads_the_rest(tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "which table?"), (["table-99"], "no table"), (["table-8"], "nothing fills table-8"),
+        ([], "which table?"), (["table-99"], "no table"), (["table-3"], "nothing fills table-3"),
         (["digits", "--workers", "0"], "0"),
     ],
 )  # fmt: skip

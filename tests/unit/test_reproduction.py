@@ -352,3 +352,40 @@ def test_curves_are_means_at_the_steps_that_all_runs_have(tmp_path: Path) -> Non
     assert found.draw(tmp_path / "curves.png")
     assert json.loads(json.dumps(found.to_dict()))["curves"]["MRPC"][1]["values"] == [[0.2, 0.4], [0.4, 0.8]]
     assert not Curves("", {"a": ()}).draw(tmp_path / "none.png")
+
+
+# ---------------------------------------------------------------------------------------------------------- timed
+def machine() -> dict[str, Any]:
+    return {"machine": {"cpu": "a CPU", "threads": 2, "isa": "avx2", "torch": "2.10"}}
+
+
+def test_speeds_of_networks_are_read_row_by_row(tmp_path: Path) -> None:
+    part = Reproduction(find_table("table-8"), Place("cpu", tmp_path, Path("data")))
+    assert (part.state, part.is_unfilled) == ("0 of 6 rows", False)
+    assert Reproduction(part.table, replace(part.place, scale="gpu")).state == "to come"
+    assert part.timed is not None
+    file = part.timed.files["ff=1:8"]
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"speed_up": 2.345, "setup": machine()}))
+    assert part.state == "1 of 6 rows"
+    lines = part.result().lines()
+    assert ["|", "ff=1:8", "|", "3.019", "|", "2.958", "|", "2.35", "|"] in [line.split() for line in lines]
+    assert sum("missing" in line for line in lines) == 5
+    assert "here: a CPU, 2 threads, avx2, torch 2.10" in lines
+
+
+def test_speeds_of_products_are_over_2_4_both_products_together(tmp_path: Path) -> None:
+    """2:4 takes 30 + 50, 1:8 takes 10 + 6: five times as fast, where the mean of the ratios would be 5.7."""
+    part = Reproduction(find_table("table-19"), Place("cpu", tmp_path, Path("data")))
+    assert part.timed is not None
+    times = {"2:4": (30.0, 50.0), "1:8": (10.0, 6.0), "1:4": (20.0, 20.0), "1:16": (8.0, 8.0), "1:32": (4.0, 4.0),
+             "1:128": (2.0, 2.0)}  # fmt: skip
+    cells = [
+        {"pattern": pattern, "us": {"nmflow": us, "F.linear": 99.0}} for pattern, both in times.items() for us in both
+    ]
+    part.place.table("table-19").mkdir(parents=True)
+    part.timed.files["ff=1:8"].write_text(json.dumps({"cells": cells, "setup": machine()}))
+    rows = {row["row"]: row for row in part.result().to_dict()["rows"]}
+    assert rows["ff=1:8"]["ours"] == 5.0
+    assert rows["ff=1:4"] == {"row": "ff=1:4", "paper": {"V100": "1.83", "A100": "1.85", "GH200": "1.80"}, "ours": 2.0}
+    assert part.state == "5 of 5 rows"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from nmflow.cli.answers import answer, progress_console
+from nmflow.cli.answers import answer, progress_console, teller
 from nmflow.cli.group import cli
 from nmflow.cli.options import json_option
 
@@ -56,6 +56,10 @@ def reproduce(
     ready = [part for part in parts if not part.is_unfilled]
     trained = tuple(part.trained for part in ready if part.trained is not None)
     result = sweep(Several(trained), workers, minutes, progress_console()) if trained else SweepResult()
+    if not result.stopped:
+        for part in ready:
+            if part.timed is not None:
+                part.timed.measure(teller(as_json))
     lines: list[str] = []
     tables = []
     for part in ready:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from nmflow.experiments.catalogue import Table, catalogue, find_table
 from nmflow.experiments.counted import Counted
 from nmflow.experiments.studies import Run, StudyFolder, studies
+from nmflow.experiments.timed import Timed
 from nmflow.experiments.trained import Trained
 from nmflow.report.columns import columns
 from nmflow.train.files import write_json, write_text
@@ -60,13 +61,22 @@ class Reproduction:
         return Trained(self.table, {key: self.place.study(name) for key, name in names.items()}) if names else None
 
     @property
+    def timed(self) -> Timed | None:
+        """What is measured on a clock, for tables of speed; on GPUs that is still to come."""
+        is_timed = self.table.kind == "speed" and self.place.scale == "cpu"
+        return Timed(self.table, self.place.table(self.table.name)) if is_timed else None
+
+    @property
     def is_unfilled(self) -> bool:
         """True where nothing fills it at this scale yet."""
-        return self.table.kind != "flops" and self.trained is None
+        return self.table.kind != "flops" and self.trained is None and self.timed is None
 
     @property
     def state(self) -> str:
-        """`counted`, `12 of 45 runs`, or `to come`."""
+        """`counted`, `12 of 45 runs`, `2 of 6 rows`, or `to come`."""
+        if self.timed is not None:
+            done, every = self.timed.count()
+            return f"{done} of {every} rows"
         if self.trained is None:
             return "to come" if self.is_unfilled else "counted"
         done, every = self.trained.count()
@@ -74,7 +84,8 @@ class Reproduction:
 
     def result(self) -> Result:
         """The table as it can be told now; not of one that nothing fills."""
-        return Counted.of(self.table) if self.trained is None else self.trained.result()
+        source = self.trained or self.timed
+        return Counted.of(self.table) if source is None else source.result()
 
     def write(self, result: Result) -> Path:
         """Write table.md, table.json and a plot into the table's folder; returns it."""
