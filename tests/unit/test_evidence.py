@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from nmflow.experiments.catalogue import SCALES, find_table
+from nmflow.experiments.catalogue import find_table
 from nmflow.experiments.reproduction import Place, Reproduction
+from nmflow.experiments.studies import SCALES
 
 EVIDENCE = Path(__file__).parents[2] / "docs" / "results" / "reproduce"
 TABLES = sorted(path.parent.relative_to(EVIDENCE) for path in EVIDENCE.glob("*/*/table.json"))

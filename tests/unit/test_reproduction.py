@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from nmflow.experiments.catalogue import SCALES, catalogue, find_table
+from nmflow.experiments.catalogue import catalogue, find_table
 from nmflow.experiments.cells import Setup, setup
 from nmflow.experiments.counted import Counted
 from nmflow.experiments.paper import half_unit, paper_tables
 from nmflow.experiments.reproduction import Place, Reproduction, Several, reproductions, state_lines
-from nmflow.experiments.studies import Study, StudyFolder, studies
+from nmflow.experiments.studies import SCALES, Study, StudyFolder, studies
 from nmflow.report.cost import Cost
 from nmflow.report.curves import Curves
 from nmflow.report.noise import Noise

@@ -13,12 +13,10 @@ import yaml
 
 from nmflow.experiments.cells import Setup, setup
 from nmflow.experiments.paper import PaperTable, paper_tables
+from nmflow.experiments.studies import SCALES
 
 Kind = Literal["flops", "cells", "glue", "noise", "training-flops", "inference-flops", "curves", "speed"]
 """How it comes about: counted, trained cell by cell or task by task, drawn from such runs, measured on a clock."""
-
-SCALES = ("cpu", "gpu", "paper")
-"""Minutes on two cores; minutes to an hour on one GPU; the paper's own settings."""
 
 
 @dataclass(frozen=True)
