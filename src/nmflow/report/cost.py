@@ -113,10 +113,14 @@ class Cost:
                 markersize=4, linewidth=1.4, capsize=2,
             )  # fmt: skip
         axes.set(xlabel="FLOPs of " + ("a forward" if self.axis == "forward" else "the training"))
-        axes.set(ylabel=f"test {measure.head}", xscale="log")
+        axes.set(ylabel=f"test {measure.head}")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda flops, _: short(round(flops))))
-        axes.xaxis.set_minor_formatter(FuncFormatter(lambda flops, _: short(round(flops))))
-        axes.tick_params(axis="x", which="both", labelsize=8, rotation=30)
+        falling = sorted(points, key=lambda point: point.cell.mean or 0.0, reverse=True)
+        for lowest in {point.cell.pattern: point for point in falling}.values():  # of a pattern the last stays
+            axes.annotate(
+                lowest.cell.pattern, (lowest.flops, scale * (lowest.cell.mean or 0.0)), xytext=(6, -9),
+                textcoords="offset points", fontsize=8, color="0.35",
+            )  # fmt: skip
         axes.grid(axis="y", color="0.85", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside upper center", frameon=False, ncols=3)

@@ -28,6 +28,16 @@ class Curve:
     values: Mapping[int, tuple[float, ...]]
     """By step, a value a run."""
 
+    @property
+    def is_dense(self) -> bool:
+        """True of the network that stays dense."""
+        return self.pattern == "dense"
+
+    @property
+    def name(self) -> str:
+        """`sr-ste, ff=1:8`."""
+        return self.recipe if self.is_dense else f"{self.recipe}, {self.pattern}"
+
     def mean(self, step: int) -> float:
         """Over the runs."""
         return statistics.fmean(self.values[step])
@@ -90,18 +100,18 @@ class Curves:
         figure = Figure(figsize=(1.0 + 4.6 * len(panels), 4.4), layout="constrained")
         FigureCanvasAgg(figure)
         named: dict[str, Any] = {}
+        sparse = dict.fromkeys(curve.name for curves in panels.values() for curve in curves if not curve.is_dense)
+        colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(sparse)}
         for axes, (name, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
             measure = MEASURES[curves[0].measure]
             scale = 100 if measure.fraction else 1
-            sparse = [curve for curve in curves if curve.pattern != "dense"]
             for curve in curves:
-                colour = DENSE if curve.pattern == "dense" else COLOURS[sparse.index(curve) % len(COLOURS)]
+                colour = colours.get(curve.name, DENSE)
                 steps = list(curve.values)
                 low, high = ([scale * pick(curve.values[step]) for step in steps] for pick in (min, max))
                 axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
                 means = [scale * curve.mean(step) for step in steps]
-                label = curve.recipe if curve.pattern == "dense" else f"{curve.recipe}, {curve.pattern}"
-                [named[label]] = axes.plot(steps, means, color=colour, linewidth=1.6, marker=".", label=label)
+                [named[curve.name]] = axes.plot(steps, means, color=colour, linewidth=1.6, marker=".")
             axes.set(title=name, xlabel="optimizer step", ylabel=f"validation {measure.head}")
             axes.grid(axis="y", color="0.85", linewidth=0.6)
             axes.spines[["top", "right"]].set_visible(False)
