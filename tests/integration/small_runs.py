@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -100,6 +101,17 @@ def power_cut() -> None:
 
 def failing(data: Data, call: int, die: Callable[[], None] = power_cut) -> Data:
     return replace(data, train=FailsAt(data.train, call, [], die))
+
+
+def assert_goes_on(config: TrainConfig, folder: Path, died: Iterable[int]) -> None:
+    """A run that dies when it asks for these batches, each in its turn, ends as `folder/whole`, which never did."""
+    one_run(config, folder / "whole")
+    for call in died:
+        with pytest.raises(PowerCutError):
+            one_run(config, folder / "cut", failing(load_data(config.data), call))
+        assert not (folder / "cut" / "result.json").exists()
+    one_run(config, folder / "cut")
+    assert_same_run(folder / "whole", folder / "cut")
 
 
 def start(*arguments: str, threads: int = 1) -> subprocess.Popen[str]:

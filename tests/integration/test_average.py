@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from small_runs import MODEL, PowerCutError, assert_same_bits, assert_same_run, failing, one_run, small, weights
+from small_runs import MODEL, PowerCutError, assert_goes_on, assert_same_bits, failing, one_run, small, weights
 from torch import nn
 
 from nmflow.models import build_model
@@ -145,12 +145,7 @@ def test_without_an_average_nothing_is_said_of_one(tmp_path):
 def test_a_run_with_an_average_goes_on_to_the_same_bits(tmp_path, recipe, mask_every, died):
     settings = {"recipe": recipe, "mask_every": mask_every, "checkpoint_every": 2, "eval_every": 3, "optim": OPTIM}
     config = small(**settings, model={**MODEL, "dropout": 0.2}, data={"name": "digits", "augment": True})
-    one_run(config, tmp_path / "whole")
-    for call in died:
-        with pytest.raises(PowerCutError):
-            one_run(config, tmp_path / "cut", failing(load_data(config.data), call))
-    one_run(config, tmp_path / "cut")
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert_goes_on(config, tmp_path, died)
 
 
 def test_a_dense_run_has_an_average_too(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from image_folders import write_imagenet, write_packed
-from small_runs import GENTLE, PowerCutError, assert_same_run, failing, one_run, small, start, weights
+from small_runs import GENTLE, PowerCutError, assert_goes_on, assert_same_run, failing, one_run, small, start, weights
 
 from nmflow.report.folder import RunFolder
 from nmflow.report.tables import result_lines
@@ -39,12 +39,8 @@ def photographs(tmp_path_factory):
 @pytest.mark.parametrize("died", [[5], [2, 1, 6]], ids=str)
 def test_a_run_on_photographs_goes_on_to_the_same_bits(tmp_path, photographs, died):
     config = restless(photographs, {"image_size": 16})
-    whole = one_run(config, tmp_path / "whole")
-    for call in died:
-        with pytest.raises(PowerCutError):
-            one_run(config, tmp_path / "cut", failing(load_data(config.data), call))
-    one_run(config, tmp_path / "cut")
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert_goes_on(config, tmp_path, died)
+    whole = RunFolder(tmp_path / "whole")
     result = json.loads(whole.result.read_text())
     assert result["test"].keys() == {"loss", "accuracy", "top5", "items"}
     assert 0 < result["test"]["top5"] <= 1

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
-from small_runs import GENTLE, PowerCutError, assert_same_bits, assert_same_run, failing, one_run, small
+from small_runs import GENTLE, PowerCutError, assert_goes_on, assert_same_bits, failing, one_run, small
 from test_spread import train_on
 
 from nmflow.experiments.collection import collect, find_runs
@@ -64,12 +64,7 @@ def test_gradients_are_seen_edited_and_not_yet_clipped(tmp_path: Path) -> None:
 @pytest.mark.parametrize("died", [[4], [6, 2, 5], [12]], ids=str)
 def test_a_probed_run_goes_on_to_the_same_averages(tmp_path: Path, died: list[int]) -> None:
     config = small(recipe="sr-ste", probe_every=3, checkpoint_every=2)
-    one_run(config, tmp_path / "whole")
-    for call in died:
-        with pytest.raises(PowerCutError):
-            one_run(config, tmp_path / "cut", failing(load_data(config.data), call))
-    one_run(config, tmp_path / "cut")
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert_goes_on(config, tmp_path, died)
     one, two = (metadata(tmp_path / name / "checkpoint.safetensors")["probe"] for name in ("whole", "cut"))
     assert one == two
     assert one["pooled"]["grad_abs_var"][1] == 4

@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import MODEL, PowerCutError, assert_same_bits, assert_same_run, failing, one_run, small, start
+from small_runs import (
+    MODEL,
+    PowerCutError,
+    assert_goes_on,
+    assert_same_bits,
+    assert_same_run,
+    failing,
+    one_run,
+    small,
+    start,
+)
 
 from nmflow.report.folder import RunFolder, read_metrics
 from nmflow.train import Interrupted, resume, train
@@ -46,13 +56,7 @@ def test_a_run_that_dies_goes_on_from_its_last_checkpoint(tmp_path, recipe, mask
     """Dying at the given batches, once after another; a checkpoint every 2 steps."""
     settings = {"recipe": recipe, "mask_every": mask_every, "checkpoint_every": 2, "steps": STEPS}
     config = small(**RESTLESS, **settings)
-    one_run(config, tmp_path / "whole")
-    for call in died:
-        with pytest.raises(PowerCutError):
-            one_run(config, tmp_path / "cut", failing(load_data(config.data), call))
-        assert not (tmp_path / "cut" / "result.json").exists()
-    one_run(config, tmp_path / "cut")
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert_goes_on(config, tmp_path, died)
 
 
 @pytest.fixture(scope="module")

@@ -7,20 +7,21 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nmflow.experiments.studies import Run
 from nmflow.report.folder import read_metrics
+from nmflow.train.progress import bars
+from nmflow.train.stop import stop_requests
 
 _LOOK = 0.5
 """Seconds between two looks at the processes."""
@@ -69,7 +70,7 @@ def sweep(
     counted = (0, 0)
     threads = threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, (os.cpu_count() or 1) // workers)
     team = [_Worker(threads) for _ in range(workers)]
-    with _stop_requests() as asked_to_stop, _Display(console) as display:
+    with stop_requests() as asked_to_stop, _Display(console) as display:
         try:
             while True:
                 if not result.stopped and (asked_to_stop() or (end is not None and time.monotonic() > end)):
@@ -207,21 +208,13 @@ class _Display:
     """One bar over all runs, and what is being done; nothing without a console."""
 
     def __init__(self, console: Console | None) -> None:
-        self._progress = Progress(
-            TextColumn("runs"),
-            BarColumn(bar_width=14),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[doing]}"),
-            console=console or Console(quiet=True),
-            disable=console is None,
-        )
-        self._task = self._progress.add_task("runs", doing="")
+        self._progress = bars(console)
+        self._task = self._progress.add_task("runs", state="")
 
     def show(self, busy: Sequence[Run], done: int, every: int) -> None:
         parts = [_part_done(run) for run in busy]
         doing = "  ".join(f"{run.label} {100 * part:.0f} %" for run, part in zip(busy, parts, strict=True))
-        self._progress.update(self._task, completed=done + sum(parts), total=every, doing=doing)
+        self._progress.update(self._task, completed=done + sum(parts), total=every, state=doing)
 
     def __enter__(self) -> _Display:
         self._progress.start()
@@ -237,18 +230,3 @@ def _part_done(run: Run) -> float:
     """The part of its steps that a run has logged."""
     lines = read_metrics(run.folder.metrics)
     return float(lines[-1]["step"]) / run.config.steps if lines else 0.0
-
-
-@contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    asked: list[int] = []
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

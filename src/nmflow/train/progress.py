@@ -8,6 +8,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 
+def bars(console: Console | None) -> Progress:
+    """A bar a task: what it is, how far, its `state`, the time left; on no console, none."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=14),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[state]}"),
+        TimeRemainingColumn(compact=True),
+        console=console or Console(quiet=True),
+        disable=console is None,
+    )
+
+
 class Display:
     """Progress bars on a console, or nothing at all without one. A context manager.
 
@@ -15,15 +28,7 @@ class Display:
     """
 
     def __init__(self, console: Console | None, total_steps: int | None = None) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=14),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
-            TimeRemainingColumn(compact=True),
-            console=console or Console(quiet=True),
-            disable=console is None,
-        )
+        self._progress = bars(console)
         self._current: TaskID | None = None
         self._before = 0  # steps of the runs before this one
         self._all = None
