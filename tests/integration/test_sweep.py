@@ -18,6 +18,8 @@ from small_runs import MODEL, assert_same_run, one_run, small, start
 
 from nmflow.cli import cli
 from nmflow.experiments import studies as studies_module
+from nmflow.experiments.catalogue import find_table
+from nmflow.experiments.reproduction import Place, Reproduction
 from nmflow.experiments.studies import Run, Study
 from nmflow.experiments.sweep import sweep
 from nmflow.report.folder import RunFolder, read_metrics
@@ -109,16 +111,21 @@ def test_reproduce_trains_what_is_missing_and_reads_the_rest(tmp_path: Path, mon
     first = CliRunner().invoke(cli, arguments)
     assert first.exit_code == 0, first.output
     table = json.loads(first.stdout)["tables"][0]
-    results = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
+    results = {path: path.stat().st_mtime_ns for path in (tmp_path / "cpu").rglob("result.json")}
     assert len(results) == 9  # dense, and four recipes at two patterns
     assert table["dense"]["ours"]["n"] == 1
     assert [each["ours"]["n"] for each in table["cells"]] == [1] * 8
     folder = tmp_path / "cpu" / "digits"
     assert json.loads((folder / "table.json").read_text())["cells"] == table["cells"]
     assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
-    again = CliRunner().invoke(cli, arguments)
+    again = CliRunner().invoke(cli, [*arguments, "--keep", str(tmp_path / "kept")])
     assert json.loads(again.stdout) == json.loads(first.stdout)
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")} == results
+    kept = {path.name for path in (tmp_path / "kept").rglob("*") if path.is_file()}
+    assert kept == {"config.yaml", "environment.json", "metrics.jsonl", "result.json", "targets.json", "table.json",
+                    "table.md", "plot.png"}  # fmt: skip
+    copied = Reproduction(find_table("digits"), Place("cpu", tmp_path / "kept", Path("data"))).result()
+    assert json.loads(json.dumps(copied.to_dict()))["cells"] == table["cells"]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cpu").rglob("result.json")} == results
 
 
 @pytest.mark.parametrize(

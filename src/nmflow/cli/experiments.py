@@ -24,6 +24,7 @@ from nmflow.cli.options import json_option
 @click.option("--data", type=click.Path(), default="data", show_default=True, help="The folder of the data sets.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Runs that are done at a time.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Stop then; the same command goes on.")
+@click.option("--keep", type=click.Path(file_okay=False), help="Copy tables and runs there, without weights.")
 @json_option
 def reproduce(
     names: tuple[str, ...],
@@ -33,6 +34,7 @@ def reproduce(
     data: str,
     workers: int,
     minutes: float | None,
+    keep: str | None,
     as_json: bool,
 ) -> None:
     """Do the tables NAME again (table-18, language-model, or all) and print the paper's numbers and ours side by side.
@@ -41,7 +43,7 @@ def reproduce(
     """
     if not names and not shows_list:
         raise click.UsageError("which table? nmflow reproduce --list shows all")
-    from nmflow.experiments.reproduction import Place, Several, reproductions, state_lines
+    from nmflow.experiments.reproduction import Place, Several, keep_evidence, reproductions, state_lines
     from nmflow.experiments.sweep import SweepResult, sweep
 
     place = Place(scale, Path(out), Path(data))
@@ -67,6 +69,8 @@ def reproduce(
         folder = part.write(found)
         lines += [*found.lines(), f"folder: {folder}", ""]
         tables.append({"name": part.table.name, "folder": str(folder), **found.to_dict()})
+    if keep is not None:
+        lines.append(f"kept: {keep_evidence(place, ready, Path(keep)):,} files in {keep}")
     lines += [f"failed: {line}" for line in result.failed]
     lines += ["stopped; the same command goes on"] if result.stopped else []
     answer(lines, {"scale": scale, "tables": tables, "failed": result.failed, "stopped": result.stopped}, as_json)

@@ -13,7 +13,11 @@ from nmflow.experiments.studies import Run, StudyFolder, studies
 from nmflow.experiments.timed import Timed
 from nmflow.experiments.trained import Trained
 from nmflow.report.columns import columns
+from nmflow.runtime.atomic import replacing
 from nmflow.train.files import write_json, write_text
+
+_EVIDENCE = (".json", ".jsonl", ".yaml", ".md")
+"""What is kept of tables and runs besides plots."""
 
 
 @dataclass(frozen=True)
@@ -124,3 +128,23 @@ def reproductions(names: Sequence[str], place: Place) -> list[Reproduction]:
 def state_lines(parts: Sequence[Reproduction]) -> list[str]:
     """Tables with their states, for people."""
     return columns([(part.table.name, part.state, part.table.title) for part in parts])
+
+
+def keep_evidence(place: Place, parts: Sequence[Reproduction], folder: Path) -> int:
+    """Copy tables, and all but weights of the runs that are done, to `folder`, laid out alike; returns the files copied."""
+    wanted = [place.table(part.table.name) for part in parts]
+    for part in parts:
+        studies = part.trained.studies.values() if part.trained is not None else ()
+        wanted += [result.parent for study in studies for result in sorted(study.path.glob("*/result.json"))]
+    files = [
+        file
+        for source in dict.fromkeys(wanted)
+        for file in sorted(source.glob("*"))
+        if file.suffix in _EVIDENCE or file.name == "plot.png"
+    ]
+    for file in files:
+        copy = folder / file.relative_to(place.out)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(copy) as partial:
+            partial.write_bytes(file.read_bytes())
+    return len(files)
