@@ -131,7 +131,7 @@ def state_lines(parts: Sequence[Reproduction]) -> list[str]:
 
 
 def keep_evidence(place: Place, parts: Sequence[Reproduction], folder: Path) -> int:
-    """Copy tables, and all but weights of the runs that are done, to `folder`, laid out alike; returns the files copied."""
+    """Copy tables, and all but weights of the runs that are done, to `folder`, laid out alike; how many files."""
     wanted = [place.table(part.table.name) for part in parts]
     for part in parts:
         studies = part.trained.studies.values() if part.trained is not None else ()
