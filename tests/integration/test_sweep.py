@@ -18,6 +18,7 @@ from small_runs import MODEL, assert_same_run, one_run, small, start
 
 from nmflow.cli import cli
 from nmflow.experiments import studies as studies_module
+from nmflow.experiments import sweep as sweep_module
 from nmflow.experiments.catalogue import find_table
 from nmflow.experiments.reproduction import Place, Reproduction
 from nmflow.experiments.studies import Run, Study
@@ -88,6 +89,24 @@ def _is_quiet(run: Run) -> bool:
     before = _last_step(run)
     time.sleep(1.0)
     return _last_step(run) == before
+
+
+def test_a_run_that_somebody_else_is_at_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl", reason="Windows has no such locks")
+    run = tmp_path / "run"
+    monkeypatch.setattr(sweep_module, "_PATIENCE", 0.0)
+    with sweep_module._alone_at(run), (run / "lock").open("w") as other:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(RuntimeError, match="run: another process is at work on it"), sweep_module._alone_at(run):
+            pass
+    with sweep_module._alone_at(run):
+        pass
+
+
+def test_a_sweep_stopped_before_its_workers_have_begun_ends_well(tmp_path: Path) -> None:
+    result = sweep(Listed((run_of(tmp_path, "run"),)), minutes=1e-4, threads=1)
+    assert (result.done, result.failed, result.stopped) == (0, [], True)
 
 
 def _last_step(run: Run) -> int:

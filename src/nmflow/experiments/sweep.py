@@ -5,16 +5,17 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from rich.console import Console
 
@@ -23,8 +24,14 @@ from nmflow.report.folder import read_metrics
 from nmflow.train.progress import bars
 from nmflow.train.stop import stop_requests
 
+if sys.platform != "win32":  # where nobody is kept off
+    import fcntl
+
 _LOOK = 0.5
 """Seconds between two looks at the processes."""
+_LOCK = "lock"
+_PATIENCE = 30.0
+"""Seconds that a worker waits for the one before it to save and end."""
 
 
 class Plan(Protocol):
@@ -129,7 +136,7 @@ class _Worker:
         if self._pipe.poll():
             try:
                 answer = self._pipe.recv()
-            except EOFError:
+            except (EOFError, OSError):  # it ended before it could answer
                 alive = False
         if answer is None:
             if alive:
@@ -188,12 +195,39 @@ def _work(pipe: Connection, threads: int) -> None:
         try:
             if loaded is None or loaded[0] != wanted:
                 loaded = (wanted, load_data(*wanted))
-            run_single(run.config, run.folder, loaded[1], Display(None), "the same command", run.label)
+            with _alone_at(run.folder.path):
+                run_single(run.config, run.folder, loaded[1], Display(None), "the same command", run.label)
             pipe.send("done")
         except Interrupted:
             pipe.send("stopped")
         except Exception as error:  # whatever a run dies of, the others go on, and the result says it
             pipe.send(f"{type(error).__name__}: {error}")
+
+
+@contextmanager
+def _alone_at(folder: Path) -> Iterator[None]:
+    """Keep other sweeps off a run; a process that dies lets go. Raises `RuntimeError` where one is still at it.
+
+    A worker whose first process was killed saves before it ends, which is waited for.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK).open("w") as file:
+        end = time.monotonic() + _PATIENCE
+        while not _locked(file):
+            if time.monotonic() > end:
+                raise RuntimeError(f"{folder}: another process is at work on it")
+            time.sleep(_LOOK)
+        yield
+
+
+def _locked(file: IO[str]) -> bool:
+    if sys.platform == "win32":
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _stop_with_parent() -> None:
