@@ -19,7 +19,7 @@ from nmflow.experiments.studies import SCALES, Study, StudyFolder, studies
 from nmflow.report.cost import Cost
 from nmflow.report.curves import Curves
 from nmflow.report.noise import Noise
-from nmflow.report.side_by_side import Entry, SideBySide, best
+from nmflow.report.side_by_side import Entry, SideBySide
 from nmflow.report.tables import Cell, PlannedRun
 
 
@@ -230,7 +230,7 @@ def test_a_gap_of_just_over_two_standard_errors_is_told_apart() -> None:
         pair = [cell("a", [0.5 + gap * error, 0.52 + gap * error]), cell("b", [0.5, 0.52])]
         table = SideBySide("", (Entry("r", "a", pair[0], "2"), Entry("r", "b", pair[1], "1")))
         assert table.order().same == told
-        assert len(best(pair)) == 2 - told
+        assert table.best() == {"r": ["a", "b"][: 2 - told]}
 
 
 def test_one_run_alone_tells_nothing_apart() -> None:
@@ -244,6 +244,9 @@ def test_what_is_printed() -> None:
     assert "dense: 4 / 96.00 ± 1.41" in lines
     assert json.loads(json.dumps(beside().to_dict()))["order"]["same"] == 2
     alone = SideBySide("ours", (Entry("r", "a", cell("a", [0.9, None])),))
+    assert beside().best() == {"ff=1:8": ["a"]}
+    assert beside("perplexity").best() == {"ff=1:8": ["b", "c"]}
+    assert "best at ff=1:8: b, not told from c" in beside("perplexity").lines()
     assert any("90.00 (n 1)" in line and "/" not in line for line in alone.lines())
     assert not any("order" in line for line in alone.lines())
 

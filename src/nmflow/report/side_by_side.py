@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -86,6 +86,17 @@ class SideBySide:
                 found["same" if (ahead > 0) == (float(a.paper) > float(b.paper)) else "other"] += 1
         return Order(**found)
 
+    def best(self) -> dict[str, list[str]]:
+        """Row -> the column with the best mean, then those that the runs do not tell from it; no row without a run."""
+        found: dict[str, list[str]] = {}
+        for row in dict.fromkeys(entry.row for entry in self.entries):
+            done = [entry for entry in self.entries if entry.row == row and entry.cell.mean is not None]
+            if done:
+                first = max(done, key=lambda entry: _upwards(entry.cell))
+                close = [each.column for each in done if each is not first and not difference(first.cell, each.cell)]
+                found[row] = [first.column, *close]
+        return found
+
     def _pairs(self) -> Iterator[tuple[Entry, Entry]]:
         for row in dict.fromkeys(entry.row for entry in self.entries):
             yield from combinations([entry for entry in self.entries if entry.row == row], 2)
@@ -110,6 +121,8 @@ class SideBySide:
         lines.append(legend)
         if has_paper:
             lines.append(self.order().text())
+        for row, (first, *close) in self.best().items():
+            lines.append(f"best at {row}: {first}" + (f", not told from {', '.join(close)}" if close else ""))
         return [*lines, *self.differs]
 
     def to_dict(self) -> dict[str, Any]:
@@ -130,6 +143,7 @@ class SideBySide:
                 "same": order.same, "other": order.other, "unclear": order.unclear, "missing": order.missing,
                 "standard_errors": ERRORS,
             },
+            "best": self.best(),
             "differs": list(self.differs),
         }  # fmt: skip
 
@@ -148,7 +162,7 @@ def difference(a: Cell, b: Cell) -> int | None:
     if a.sd is None or b.sd is None:
         return 0
     error = math.sqrt(a.sd**2 / a.n + b.sd**2 / b.n)
-    gap = (a.mean - b.mean) * (1 if MEASURES[a.measure].higher_is_better else -1)
+    gap = _upwards(a) - _upwards(b)
     return 0 if abs(gap) <= ERRORS * error else 1 if gap > 0 else -1
 
 
@@ -158,11 +172,6 @@ def _text(paper: str | None, cell: Cell, has_paper: bool) -> str:
     return f"{paper or '-'} / {ours}" if has_paper else ours
 
 
-def best(cells: Sequence[Cell]) -> list[Cell]:
-    """The best cell and those that the runs do not tell from it; none where nothing is done."""
-    done = [cell for cell in cells if cell.mean is not None]
-    if not done:
-        return []
-    sign = 1 if MEASURES[done[0].measure].higher_is_better else -1
-    first = max(done, key=lambda cell: sign * (cell.mean or 0.0))
-    return [first, *(cell for cell in done if cell is not first and difference(first, cell) == 0)]
+def _upwards(cell: Cell) -> float:
+    """The mean, so that higher is better."""
+    return (cell.mean or 0.0) * (1 if MEASURES[cell.measure].higher_is_better else -1)
