@@ -10,6 +10,7 @@ import pytest
 from nmflow.experiments.catalogue import find_table
 from nmflow.experiments.reproduction import Place, Reproduction
 from nmflow.experiments.studies import SCALES
+from nmflow.report.side_by_side import SideBySide
 
 EVIDENCE = Path(__file__).parents[2] / "docs" / "results" / "reproduce"
 TABLES = sorted(path.parent.relative_to(EVIDENCE) for path in EVIDENCE.glob("*/*/table.json"))
@@ -32,6 +33,20 @@ def test_a_committed_table_is_what_its_runs_say(folder: Path) -> None:
         pytest.importorskip("timm", reason="ViT-Base comes from timm, which is an extra")
     assert folder.parts[0] in SCALES
     assert rebuilt(folder, EVIDENCE) == []
+
+
+def test_readmes_figures_are_those_of_the_table() -> None:
+    readme = (EVIDENCE.parents[2] / "README.md").read_text(encoding="utf-8")
+    part = readme[readme.index("| FF at | sr-ste") :].split("\n\n")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines()]
+    table = Reproduction(find_table("sst-2"), Place("cpu", EVIDENCE, Path("data"))).result()
+    assert isinstance(table, SideBySide)
+    found = {(entry.row, entry.column): entry.cell.text() for entry in table.entries}
+    columns = rows[0][1:]
+    stated = {(f"ff={row}", name): text for row, *texts in rows[2:] for name, text in zip(columns, texts, strict=True)}
+    assert stated == found
+    assert table.dense is not None
+    assert f"dense {table.dense.text()}" in readme
 
 
 def test_there_is_evidence() -> None:
