@@ -87,7 +87,7 @@ def plain_run(config, clip, decay, strength=0.0):
     matrices = [p for name, p in model.named_parameters() if p.dim() > 1 and name != "position"]
     others = [p for name, p in model.named_parameters() if p.dim() == 1 or name == "position"]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, eps=config.optim.eps)
+    optimizer = torch.optim.AdamW(groups, eps=config.optim.eps, fused=True)
     losses, norms = [], []
     for step in range(12):
         for group in optimizer.param_groups:

@@ -109,10 +109,10 @@ def prepare(config: TrainConfig, data: Data) -> Training:
     average = Average(model, config.optim.ema) if config.optim.ema is not None else None
     if config.shard:
         prepared_model = spread(model, accelerator)
-        optimizer = build_optimizer(model, config.optim)
+        optimizer = build_optimizer(model, config.optim, accelerator.scaler is not None)
         prepared_optimizer = accelerator.prepare(optimizer)
     else:
-        optimizer = build_optimizer(model, config.optim)
+        optimizer = build_optimizer(model, config.optim, accelerator.scaler is not None)
         prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
     probe = GradientProbe(sparsifier, optimizer, config.probe_every) if config.probe_every is not None else None
     state = State(config, model, optimizer, sparsifier, accelerator.scaler, average, probe)

@@ -66,13 +66,16 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
     return config.lr * SCHEDULES[config.schedule](step, total_steps, step_of(config.warmup, total_steps))
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> optim.AdamW:
+def build_optimizer(model: nn.Module, config: OptimConfig, is_scaled: bool = False) -> optim.AdamW:
     """AdamW over the trainable parameters of a model: weight matrices decay, everything else does not.
 
         W <- W - lr·(m̂ / (√v̂ + eps) + weight_decay·W)
 
     Biases, norms, class tokens, position tables and `nn.Embedding`s have no decay. A sparse weight's decay acts on
     the dense W, pruned entries included (docs/method.md, section 2). Source: Loshchilov and Hutter 2019.
+
+    Weights and moments are updated in one pass over memory where torch can. Not under a loss scale (`is_scaled`):
+    torch's one pass skips a step with inf in its gradients without saying so, and the log has to know.
     """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     decayed: list[nn.Parameter] = []
@@ -82,7 +85,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> optim.AdamW:
             is_matrix = parameter.dim() >= 2 and name.endswith("weight") and id(parameter) not in tables
             (decayed if is_matrix else others).append(parameter)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    fused = all(parameter.device.type in _FUSED for parameter in model.parameters())
+    fused = not is_scaled and all(parameter.device.type in _FUSED for parameter in model.parameters())
     return optim.AdamW(
         [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, eps=config.eps, fused=fused
     )
