@@ -58,6 +58,7 @@ def test_two_processes_do_what_one_does_and_a_failure_stops_nobody(tmp_path: Pat
     assert (result.done, result.stopped, len(result.failed)) == (3, False, 2)
     said = "\n".join(sorted(result.failed))
     assert "diverges: DivergedError" in said
+    assert (diverges.is_done, no_data.is_done) == (True, False)  # the one will diverge again, the other may find data
     assert "no data: FileNotFoundError" in said
     for seed, run in enumerate(runs):
         assert_same_run(run.folder.path, alone[seed])

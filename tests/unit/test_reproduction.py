@@ -100,6 +100,7 @@ def finish(folder: StudyFolder, cell: str, rate: float, seed: int, val: float, t
     run = folder.run(setup(cell), rate, seed)
     run.folder.path.mkdir(parents=True)
     result: dict[str, Any] = {"measure": measure, "val": {measure: val}, "test": {measure: test}}
+    result["config"] = run.config.stored()
     run.folder.result.write_text(json.dumps(result))
 
 
@@ -135,6 +136,37 @@ def test_runs_are_begun_in_order_and_counted_once(tmp_path: Path) -> None:
                          (("ff=1:32", 0), ("ff=1:16", 1), ("ff=1:32", 1))]  # fmt: skip
     assert [cell.n for cell in folder.results(cells)] == [0, 1, 0]
     assert [cell.missing for cell in folder.results(cells)] == [(0, 1), (1,), (0, 1)]
+
+
+def test_a_try_that_diverged_has_lost_and_is_not_begun_again(tmp_path: Path) -> None:
+    folder, cell = StudyFolder(STUDY, tmp_path, Path("data")), setup("ste ff=1:8")
+    finish(folder, "ste ff=1:16", 0.1, 0, 0.3, 0.3, "accuracy")
+    finish(folder, "ste ff=1:16", 0.2, 0, 0.4, 0.4, "accuracy")
+    last = folder.tries(cell)[2]
+    last.folder.path.mkdir()
+    assert folder.rate(cell) is None
+    last.give_up("step 3: loss NaN or inf")
+    assert folder.rate(cell) == 0.2
+    assert last not in folder.open_runs([cell])
+    assert folder.count([cell]) == (3, 5)
+
+
+def test_runs_of_other_settings_are_refused(tmp_path: Path) -> None:
+    """A study that was changed, or runs that somebody moved there, would make a table of two kinds of runs."""
+    before = StudyFolder(STUDY, tmp_path, Path("data"))
+    for rate in STUDY.rates:
+        finish(before, "ste ff=1:16", rate, 0, rate, 0.5, "accuracy")
+    cells = [setup("ste ff=1:16")]
+    free = dict.fromkeys(("log_every", "eval_every", "checkpoint_every", "probe_every"), 1)
+    moved = StudyFolder(replace(STUDY, settings={**STUDY.settings, **free}), tmp_path, Path("elsewhere"))
+    assert moved.results(cells)[0].n == 1  # what changes no figure is no other setting
+    longer = StudyFolder(replace(STUDY, settings={"data": "digits", "steps": 11}), tmp_path, Path("data"))
+    for ask in (longer.results, longer.open_runs, longer.count):
+        with pytest.raises(ValueError, match="done with another steps than the study has now"):
+            ask(cells)
+    single = StudyFolder(replace(longer.study, rates=(0.1,)), tmp_path, Path("data"))
+    with pytest.raises(ValueError, match="another steps"):
+        single.results(cells)
 
 
 def test_a_single_rate_is_taken_without_tries(tmp_path: Path) -> None:
@@ -177,7 +209,7 @@ def finish_glue(path: Path, mrpc: tuple[float, float], sst: float) -> None:
                 better = 0.0 if run.config.targets == {"ff": "1:32"} else 0.1
                 found = {name: value + better + 0.01 * run.config.seed for name, value in measures.items()}
                 main = {"score": (found["f1"] + found["accuracy"]) / 2, **found} if task == "mrpc" else found
-                result = {"measure": next(iter(main)), "val": main, "test": main}
+                result = {"measure": next(iter(main)), "val": main, "test": main, "config": run.config.stored()}
                 run.folder.result.write_text(json.dumps(result))
 
 

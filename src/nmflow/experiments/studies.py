@@ -12,14 +12,18 @@ from typing import Any
 import yaml
 
 from nmflow.experiments.cells import Setup, setup
-from nmflow.report.folder import RunFolder, read_result
+from nmflow.report.folder import RunFolder, read_json, read_result
 from nmflow.report.measures import MEASURES, main_measure
 from nmflow.report.tables import Cell, PlannedRun, read_cells
-from nmflow.train.config import TrainConfig
+from nmflow.train.config import TrainConfig, as_stored_now
+from nmflow.train.files import write_json
 from nmflow.train.run import slug
 
 SCALES = ("cpu", "gpu", "paper")
 """Minutes on two cores; minutes to an hour on one GPU; the paper's own settings."""
+
+_FREE = ("baseline", "tensorboard", "log_every", "eval_every", "checkpoint_every", "probe_every")
+"""Settings that change no figure of a run."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,44 @@ class Run:
 
     @property
     def is_done(self) -> bool:
-        return self.folder.result.exists()
+        """True where there is a result, or where there will be none: the same settings diverge again."""
+        return self.folder.result.exists() or self.diverged.exists()
+
+    @property
+    def diverged(self) -> Path:
+        """What a run that diverged said."""
+        return self.folder.path / "diverged.json"
+
+    def give_up(self, why: str) -> None:
+        """Note that the run diverged."""
+        write_json(self.diverged, {"config": self.config.stored(), "error": why})
+
+    def result(self) -> dict[str, Any] | None:
+        """Every figure of the run, None where there is none.
+
+        Raises `ValueError` where what lies there was done with other settings, which no table may mix.
+        """
+        result = read_result(self.folder.path)
+        stored = result or (read_json(self.diverged) if self.diverged.exists() else None)
+        if stored is not None:
+            found, asked = _that_matter(as_stored_now(stored["config"])), _that_matter(self.config.stored())
+            other = [key for key in asked if found.get(key) != asked[key]]
+            if other:
+                raise ValueError(
+                    f"{self.folder.path}: this run was done with another {', '.join(other)} than the study has now; "
+                    "remove it, or take another folder (--out)"
+                )
+        return result
+
+
+def _that_matter(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that a figure depends on; of paths the last part, for folders move."""
+    kept = {key: value for key, value in stored.items() if key not in _FREE}
+    return {
+        **kept,
+        "data": {**kept["data"], "path": Path(kept["data"]["path"] or "").name},
+        "model": {**kept["model"], "name": kept["model"]["name"].rpartition("/")[2]},
+    }
 
 
 @dataclass(frozen=True)
@@ -105,24 +146,34 @@ class StudyFolder:
         return Setup(cell.recipe, (), self.study.tuned_targets if cell.targets else ())
 
     def rate(self, cell: Setup) -> float | None:
-        """The learning rate of the best try on validation, the smaller of equals; None while a try is missing."""
+        """The learning rate of the best try on validation, the smaller of equals; None while a try is missing.
+
+        A try that diverged has lost; where all have, the first rate shows it in the cells as well.
+        """
         tries = self.tries(cell)
         if not tries:
             return self.study.rates[0]
-        results = [read_result(run.folder.path) for run in tries]
         scores = {}
-        for rate, result in zip(self.study.rates, results, strict=True):
-            if result is None:
+        for rate, run in zip(self.study.rates, tries, strict=True):
+            result = run.result()
+            if result is None and not run.is_done:
                 return None
+            if result is None:  # it diverged
+                continue
             measure = main_measure(result)
             sign = -1 if MEASURES[measure].higher_is_better else 1
             scores[rate] = sign * result["val"][measure]
-        return min(scores, key=lambda rate: (scores[rate], rate))
+        return min(scores, key=lambda rate: (scores[rate], rate)) if scores else self.study.rates[0]
 
     def runs(self, cell: Setup) -> list[Run] | None:
-        """The runs of a cell, a seed each; None while its rate is not known."""
+        """The runs of a cell, a seed each; None while its rate is not known. Raises as `Run.result` does."""
         rate = self.rate(cell)
-        return None if rate is None else [self.run(cell, rate, seed) for seed in range(self.study.seeds)]
+        if rate is None:
+            return None
+        runs = [self.run(cell, rate, seed) for seed in range(self.study.seeds)]
+        for run in runs:
+            run.result()  # refuses what was done with other settings
+        return runs
 
     def open_runs(self, cells: Sequence[Setup]) -> list[Run]:
         """What can be begun now: tries first, for other runs wait for them, then the seeds of all cells in turn."""

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Protocol
 
 from rich.console import Console
@@ -77,7 +76,8 @@ def sweep(
     counted = (0, 0)
     threads = threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, (os.cpu_count() or 1) // workers)
     team = [_Worker(threads) for _ in range(workers)]
-    with stop_requests() as asked_to_stop, _Display(console) as display:
+    with stop_requests() as asked_to_stop, bars(console) as progress:
+        bar = progress.add_task("runs", state="")
         try:
             while True:
                 if not result.stopped and (asked_to_stop() or (end is not None and time.monotonic() > end)):
@@ -94,7 +94,9 @@ def sweep(
                         worker.begin(run)
                     counted = plan.count()
                 busy = [worker.run for worker in team if worker.run is not None]
-                display.show(busy, *counted)
+                parts = [_part_done(run) for run in busy]
+                doing = "  ".join(f"{run.label} {part:.0%}" for run, part in zip(busy, parts, strict=True))
+                progress.update(bar, completed=counted[0] + sum(parts), total=counted[1], state=doing)
                 if not busy:
                     return result
                 time.sleep(_LOOK)
@@ -176,6 +178,7 @@ def _work(pipe: Connection, threads: int) -> None:
     import torch
 
     from nmflow.train.data import Data, load_data
+    from nmflow.train.loop import DivergedError
     from nmflow.train.progress import Display
     from nmflow.train.single import run_single
     from nmflow.train.stop import Interrupted
@@ -200,6 +203,9 @@ def _work(pipe: Connection, threads: int) -> None:
             pipe.send("done")
         except Interrupted:
             pipe.send("stopped")
+        except DivergedError as error:
+            run.give_up(str(error))
+            pipe.send(f"DivergedError: {error}")
         except Exception as error:  # whatever a run dies of, the others go on, and the result says it
             pipe.send(f"{type(error).__name__}: {error}")
 
@@ -236,28 +242,6 @@ def _stop_with_parent() -> None:
     if parent is not None:
         parent.join()
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-class _Display:
-    """One bar over all runs, and what is being done; nothing without a console."""
-
-    def __init__(self, console: Console | None) -> None:
-        self._progress = bars(console)
-        self._task = self._progress.add_task("runs", state="")
-
-    def show(self, busy: Sequence[Run], done: int, every: int) -> None:
-        parts = [_part_done(run) for run in busy]
-        doing = "  ".join(f"{run.label} {100 * part:.0f} %" for run, part in zip(busy, parts, strict=True))
-        self._progress.update(self._task, completed=done + sum(parts), total=every, state=doing)
-
-    def __enter__(self) -> _Display:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
 
 
 def _part_done(run: Run) -> float:
