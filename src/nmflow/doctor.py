@@ -21,7 +21,7 @@ _OPTIONAL = {
     "tensorboard": "curves by tensorboard=true",
     "sentencepiece": "vocabularies of data=translation",
     "sacrebleu": "BLEU of data=translation",
-    "triton": "torch.compile on GPUs",
+    "triton": "masks on GPUs, torch.compile there",
 }
 _EXTRAS = {"timm": "timm", "transformers": "transformers", "tensorboard": "tensorboard",
            "sentencepiece": "translation", "sacrebleu": "translation"}  # fmt: skip

@@ -1,7 +1,4 @@
-"""The native projection against a stable sort, block by block, and against the bits it must leave alone.
-
-The oracle sorts the magnitudes of one block at a time in float64, where every magnitude is exact.
-"""
+"""The native projection against a stable sort, block by block, and against the bits it must leave alone."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from projections import BITS, NAN, lying, same_bits, survivors, weights
 from torch import Tensor, nn
 
 from nmflow import Sparsifier
@@ -30,8 +28,6 @@ ISAS = native_library.ISAS[: BEST + 1]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LIE = ["rows", "columns"]
 """Whether the entries of a row, or else the rows, are neighbours in memory."""
-BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
-NAN, INF = float("nan"), float("inf")
 EXAMPLES = int(os.environ.get("NMFLOW_TEST_EXAMPLES", 120))                 # fewer where sanitizers slow everything
 
 # Every method of native/project_select.hpp, in the widths of every instruction set.
@@ -43,39 +39,6 @@ PATTERNS = [
 
 
 # ---------------------------------------------------------------------------------------------- oracle and data
-def survivors(w_RK: Tensor, n: int, m: int) -> Tensor:
-    """Φ by a stable descending sort of every block; a short last block is a block."""
-    blocks = w_RK.double().abs().split(m, dim=1)
-    kept = [block.sort(dim=1, descending=True, stable=True).indices[:, :n] for block in blocks]
-    pairs = zip(blocks, kept, strict=True)
-    return torch.cat([torch.zeros_like(block).bool().scatter(1, index, True) for block, index in pairs], dim=1)
-
-
-def weights(kind: str, rows: int, axis: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
-    """`random`, `tied` (a handful of values, both signs, both zeros) or `special` (NaN, inf, denormals, zeros too)."""
-    generator = torch.Generator().manual_seed(seed)
-    w = torch.randn(rows, axis, generator=generator)
-    if kind == "tied":
-        w = w.round()
-    if kind == "special":
-        tiny = float(torch.finfo(dtype).smallest_normal) / 3
-        table = torch.tensor([NAN, -NAN, INF, -INF, 0.0, -0.0, tiny, -tiny, 2 * tiny])
-        pick = torch.randint(0, 18, (rows, axis), generator=generator)
-        w = torch.where(pick < 9, table.to(dtype).float()[pick % 9], w)
-    return w.to(dtype)
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equal to the bit, but that one NaN is as good as another."""
-    nan = a.isnan() & b.isnan()
-    return bool((nan | (a.contiguous().view(BITS[a.dtype]) == b.contiguous().view(BITS[b.dtype]))).all())
-
-
-def lying(tensor_RK: Tensor, lie: str) -> Tensor:
-    """The same tensor with its rows, or its columns, without gaps in memory."""
-    return tensor_RK.t().contiguous().t() if lie == "columns" else tensor_RK.contiguous()
-
-
 def packed(mask_RK: Tensor) -> Tensor:
     return torch.from_numpy(np.packbits(mask_RK.contiguous().numpy(), axis=1, bitorder="little"))
 

@@ -1,6 +1,6 @@
 """Tasks by whichever registered kernel takes them: the product with a compressed weight, and the step from W to W~.
 
-The native library, where there is one, is asked first; plain torch is always there.
+Triton's kernels and the native library, where there are any, are asked first; plain torch is always there.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from nmflow.ops import dense as dense  # registers plain torch, which is always 
 from nmflow.ops import native, native_library, native_project
 from nmflow.ops import projection as projection
 from nmflow.ops.dense import Activation
+from nmflow.ops.gpu import project as gpu_project
 from nmflow.ops.registry import Kernel, register, select
 from nmflow.pattern import Pattern
 
@@ -115,3 +116,4 @@ def _native_project(
 
 register(Kernel("native", "linear", _why_not_native_linear, _native_linear))
 register(Kernel("native", "project", _why_not_native_project, _native_project))
+register(Kernel("triton", "project", gpu_project.why_not, gpu_project.project))

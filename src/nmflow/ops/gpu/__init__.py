@@ -1,0 +1,1 @@
+"""Kernels for GPUs: what launches them, and, in `kernels/`, themselves in Triton, imported when one is chosen."""
