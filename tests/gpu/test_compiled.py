@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nmflow.ops.gpu import project
+from nmflow.ops.gpu import product, project
 
 SM90 = Path(__file__).with_name("sm90.py")
 
@@ -81,3 +81,75 @@ def test_the_projection_waits_for_memory_alone(name: str, projections: dict[str,
     assert counts["LDG.E.128"] >= per_thread * width / 16, f"W is not read by 16 bytes: {counts}"
     assert counts["STG.E.128"] >= per_thread * width / 16, f"W~ is not written by 16 bytes: {counts}"
     assert not [name for name in counts if name.startswith(("LDG", "STG")) and name.endswith("U8")], "mask byte by byte"
+
+
+# ------------------------------------------------------------------------------------------------ products
+def gathered(tokens: int, dtype: str = "bf16") -> dict[str, Any]:
+    """A part of a product with 1:8, of a weight whose sizes fit the tiles."""
+    cut = product.tilings(14336, 512, tokens)[0]
+    sizes = {"ROWS": cut.rows, "TOKENS": cut.tokens, "SLOTS": cut.slots, "UNROLL": product.UNROLL}
+    constants = {"N": 1, "M": 8, **sizes, "SPLIT": True, "GUARDED": False, "ACTIVATION": None, "bias_ptr": None}
+    pointers = {"x_ptr": f"*{dtype}", "values_ptr": f"*{dtype}", "offsets_ptr": "*u8", "y_ptr": "*fp32"}
+    numbers = ["num_rows", "num_slots", "num_tokens", "x_stride"]
+    if tokens == 1:
+        constants["x_stride"] = 1
+    return {
+        "kernel": "nmflow.ops.gpu.kernels.product.gather_kernel",
+        "signature": {**pointers, **dict.fromkeys(numbers, "i32")},
+        "constants": constants,
+        "divisible": [*pointers, "num_rows", *(["x_stride"] if tokens > 1 else [])],
+        "warps": cut.warps,
+        "weights": cut.rows * product.UNROLL,  # what one turn of the loop multiplies
+    }
+
+
+def shared(v: int, dtype: str = "bf16") -> dict[str, Any]:
+    """A product with 1:8 of rows that share their columns by `v`, of many tokens."""
+    cut = product.shared_tilings(v, 8192)[0]
+    sizes = {"ROWS": cut.rows, "TOKENS": cut.tokens, "SLOTS": 512, "CHUNK": cut.chunk, "V": v, "TILES": 1}
+    pointers = dict.fromkeys(("x_ptr", "values_ptr", "y_ptr", "bias_ptr"), f"*{dtype}") | {"offsets_ptr": "*u8"}
+    numbers = ["num_rows", "num_slots", "num_tokens", "x_stride"]
+    return {
+        "kernel": "nmflow.ops.gpu.kernels.product.shared_kernel",
+        "signature": {**pointers, **dict.fromkeys(numbers, "i32")},
+        "constants": {"N": 1, "M": 8, **sizes, "GUARDED": False, "PRECISION": "tf32", "ACTIVATION": "gelu"},
+        "divisible": [*pointers, "num_rows", "num_slots", "x_stride"],
+        "warps": cut.warps,
+    }
+
+
+PRODUCTS = {
+    "one token": gathered(1),
+    "one token in float32": gathered(1, "fp32"),
+    "many tokens": gathered(64),
+    "64 rows share": shared(64),
+    "128 rows share": shared(128),
+    "32 rows share": shared(32),
+    "64 rows share in TF32": shared(64, "fp32"),
+}
+
+
+@pytest.fixture(scope="module")
+def products() -> dict[str, dict[str, Any]]:
+    return dict(zip(PRODUCTS, compiled(list(PRODUCTS.values())), strict=True))
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_spill_nothing(name: str, products: dict[str, dict[str, Any]]) -> None:
+    assert products[name]["stack"] == products[name]["local"] == 0
+
+
+@pytest.mark.parametrize(("name", "most"), [("one token", 12), ("one token in float32", 12), ("many tokens", 56)])
+def test_a_gathered_product_asks_no_other_thread(name: str, most: int, products: dict[str, dict[str, Any]]) -> None:
+    code, request = products[name], PRODUCTS[name]
+    assert code["instructions"] * 32 * request["warps"] / request["weights"] <= most, "instructions a kept weight"
+    assert code["counts"].get("BAR.SYNC.DEFER_BLOCKING", 0) <= 3, "barriers in the loop"
+    assert code["counts"]["LDG.E.128"] >= product.UNROLL, code["counts"]
+
+
+@pytest.mark.parametrize("name", [name for name in PRODUCTS if "share" in name])
+def test_shared_columns_run_on_tensor_cores(name: str, products: dict[str, dict[str, Any]]) -> None:
+    counts = products[name]["counts"]
+    wide = [operation for operation in counts if operation.startswith("HGMMA" if "32 rows" not in name else "HMMA")]
+    assert wide, counts
+    assert counts["LDGSTS.E.BYPASS.128"] > 0, "x is not gathered by 16 bytes, past the registers"
