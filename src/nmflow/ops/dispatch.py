@@ -67,6 +67,7 @@ def project(
         device=w_RK.device.type,
         dtype=w_RK.dtype,
         m=pattern.m,
+        v=pattern.v,
         strides=(w_RK.stride(), mask_RK.stride(), effective_RK.stride()),
         plain=native_library.plain(w_RK, mask_RK, effective_RK),
     )

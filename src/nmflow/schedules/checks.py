@@ -1,9 +1,10 @@
-"""What counts as a step, a number or a falling density: the checks that every recipe shares."""
+"""What counts as a step, a number, a falling density or patterns of one V: the checks that every recipe shares."""
 
 from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterable
 from fractions import Fraction
 
 from nmflow.pattern import Pattern
@@ -35,3 +36,13 @@ def is_number(value: object) -> bool:
 def denser(one: Pattern, two: Pattern) -> bool:
     """True where `one` keeps a larger part than `two`, in exact arithmetic."""
     return Fraction(one.n, one.m) > Fraction(two.n, two.m)
+
+
+def group_problems(patterns: Iterable[Pattern], target: Pattern) -> list[str]:
+    """What is wrong with patterns on the way to a target: all of them have its V, so that their masks can nest."""
+    others = [pattern for pattern in patterns if not pattern.is_dense and pattern.v != target.v]
+    return [
+        f"{pattern} has v = {pattern.v}, the target {target} has v = {target.v}; "
+        f"write {Pattern(pattern.n, pattern.m, target.v)}"
+        for pattern in dict.fromkeys(others)
+    ]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from nmflow.pattern import Pattern
 from nmflow.schedules.base import PhasedRecipe, Recipe
-from nmflow.schedules.checks import denser, is_number, step_in_run, whole
+from nmflow.schedules.checks import denser, group_problems, is_number, step_in_run, whole
 from nmflow.schedules.stage import Stage
 from nmflow.schedules.window import Window, step_of
 
@@ -33,7 +33,8 @@ class Sequence(Recipe):
     A part counts its own steps: its fractions are of its length. The dense phase of a later part stays at
     Φ_outer (Φ = Φ_outer, D = 0); the whole has one fine-tune phase, the last part's. Source: docs/method.md, section 4.
 
-    Raises `ValueError` where a density would rise, and where D > 0 meets masks that are not nested.
+    Raises `ValueError` where a density would rise, where D > 0 meets masks that are not nested, and where a part ends
+    in a pattern of another V than the target's.
     """
 
     name: ClassVar[str] = "sequence"
@@ -95,6 +96,7 @@ class Sequence(Recipe):
             problems += [f"part {number}: {problem}" for problem in leg.problems(axis)]
             legs.append(leg)
             start, outer = stop, end
+        problems += group_problems((leg.end for leg in legs), target)
         if self.parts[-1].pattern not in (None, target):
             problems.append(f"the last part ends in {self.parts[-1].pattern}, the target is {target}")
         if problems:
