@@ -155,9 +155,10 @@ def _check_remainder(rows_RK: Tensor, pattern: Pattern, remainder: str) -> None:
             f"the axis has {axis} entries, {pattern.m} does not divide it; use a pattern whose M does, "
             'remainder="partial" (a shorter last block) or remainder="skip" (leave it dense)'
         )
+    rows = f"{num_rows} row{'' if num_rows == 1 else 's'}"
     raise ValueError(
-        f"{pattern}: the weight has {num_rows} row{'' if num_rows == 1 else 's'}, {pattern.v} does not divide them; use "
-        'a pattern whose V does, remainder="partial" (a shorter last group) or remainder="skip" (leave it dense)'
+        f"{pattern}: the weight has {rows}, {pattern.v} does not divide them; use a pattern whose V does, "
+        'remainder="partial" (a shorter last group) or remainder="skip" (leave it dense)'
     )
 
 

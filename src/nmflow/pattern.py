@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import total_ordering
 
+LARGEST_V = 2**31 - 1
+"""More rows than any weight has: V may come from a file, and goes where numbers have 64 bits."""
+
 _FORM = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*(?:v\s*(\d+)\s*)?")
 
 
@@ -55,10 +58,10 @@ class Pattern:
             raise ValueError(
                 f'pattern "{self.n}:{self.m}{shared}": N is the number kept of every M, so 1 <= N <= M{swap}'
             )
-        if self.v < 1:
+        if not 1 <= self.v <= LARGEST_V:
             raise ValueError(
-                f'pattern "{self.n}:{self.m}{shared}": V is the number of rows that keep the same columns, so V >= 1; '
-                f'did you mean "{self.n}:{self.m}"?'
+                f'pattern "{self.n}:{self.m}{shared}": V is the number of rows that keep the same columns, 1 to '
+                f'{LARGEST_V}; "{self.n}:{self.m}" lets every row choose its own'
             )
         if self.n == self.m:  # whoever keeps everything shares everything; one form of it, so that equal is equal
             object.__setattr__(self, "v", 1)
