@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -483,6 +483,7 @@ def test_a_v_of_billions_takes_no_memory(tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(some_pattern, some_pattern, st.integers(0, 99))
+@example(Pattern(1, 8, 2), Pattern(1, 8, 2), 1)                    # two groups, whose columns differ
 def test_another_pattern_asked_of_a_compressed_file(
     tmp_path_factory: pytest.TempPathFactory, stored: Pattern, asked: Pattern, seed: int
 ) -> None:
