@@ -1,6 +1,7 @@
 """Which weights survive: exact N:M masks, and the check that a tensor is N:M.
 
-Shape suffixes: R rows, K entries of the reduction axis, G blocks of a row, M entries of a block, N kept ones.
+Shape suffixes: R rows, K entries of the reduction axis, G blocks of a row, M entries of a block, N kept ones. Of a
+pattern whose V rows share their columns, V rows x M entries are a block, and R counts groups of V rows from there on.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nmflow.groups import joined, spread, summed
 from nmflow.layout import from_rows, to_rows
 from nmflow.pattern import Pattern
 
 Remainder = Literal["error", "partial", "skip"]
 """What a last block of r < M entries gets: `error` refuses, `partial` keeps min(N, r) of it,
-`skip` leaves the whole weight dense."""
+`skip` leaves the whole weight dense. A last group of fewer than V rows likewise; `partial` lets it be shorter."""
 
 REMAINDERS: tuple[str, ...] = get_args(Remainder)
 
@@ -33,18 +35,24 @@ def nm_mask(
 
         Φ[b, i] = 1  <=>  #{k : s[b, k] > s[b, i]} + #{k < i : s[b, k] = s[b, i]} < N,      s = abs(weight)
 
+    Where V rows share their columns (`1:8v64`), s[b, i] is the sum of abs(weight) over column i of V neighbouring rows
+    (`nmflow.groups.summed`), and Φ is that of all of them. Rows are those of `nmflow.layout`: all dimensions but `dim`.
+
     Of equal scores the lowest index survives, so ranks, devices and reruns agree; +0 and -0 are equal; NaN
     ranks above everything. `weight` has any shape and dtype; one with four dimensions is a convolution's
     [out, in/groups, kH, kW], whose axis under the default `dim=-1` is the flattened (kH, kW, in) order; any
     other `dim` is taken as it is. `scores` (same shape, signed, the higher the better) replace abs(weight).
 
-    Returns a bool tensor shaped like `weight`, never part of a graph. Raises `ValueError` where M does not
-    divide the axis and `remainder` is "error". Source: Bambhaniya et al. 2025, section 3.
+    Returns a bool tensor shaped like `weight`, never part of a graph. Raises `ValueError` where M does not divide the
+    axis, or V the rows, and `remainder` is "error". Source: Bambhaniya et al. 2025, section 3.
 
     >>> nm_mask(torch.tensor([[3.0, -4.0, 1.0, 1.0]]), "2:4")
     tensor([[ True,  True, False, False]])
     >>> nm_mask(torch.tensor([1.0, 1.0, 1.0, 5.0, 2.0]), "1:3", remainder="partial")
     tensor([ True, False, False,  True, False])
+    >>> nm_mask(torch.tensor([[3.0, 2.0], [0.0, 2.0]]), "1:2v2")
+    tensor([[False,  True],
+            [False,  True]])
     """
     pattern = Pattern.parse(pattern)
     if scores is None:
@@ -65,7 +73,8 @@ def is_nm(
 ) -> bool:
     """True if every block of M along `dim` (axes as in `nm_mask`) holds at most N non-zero entries.
 
-    Nearly zero is not zero, and NaN is not zero. With `remainder="skip"` an axis that M does not divide is
+    Where V rows share their columns: at most N columns that are not zero in all of them. Nearly zero is not zero, and
+    NaN is not zero. With `remainder="skip"` a weight of which M does not divide the axis, or V the rows, is
     dense by agreement, hence True. Raises `ValueError` as `nm_mask` does.
 
     >>> is_nm(torch.tensor([0.0, 2.0, 0.0, 0.0]), "1:4"), is_nm(torch.tensor([1e-30, 2.0, 0.0, 0.0]), "1:4")
@@ -76,22 +85,26 @@ def is_nm(
         rows = to_rows(tensor, "conv")
     else:
         rows = to_rows(tensor.movedim(dim, -1) if tensor.dim() else tensor, "rows")
-    tail = rows.shape[-1] % pattern.m
-    if tail and remainder != "partial":
-        _check_remainder(rows.shape[-1], pattern, remainder)
+    if remainder != "partial" and _has_remainder(rows, pattern):
+        _check_remainder(rows, pattern, remainder)
         return True
     return not bool((block_counts(rows, pattern) > pattern.n).any())
 
 
 def rows_mask(scores_RK: Tensor, pattern: Pattern, remainder: Remainder = "error") -> Tensor:
     """`nm_mask` of scores that already lie as rows [R, K]: the one form that kernels implement."""
-    num_rows, axis = scores_RK.shape
-    tail = axis % pattern.m
-    if tail and remainder != "partial":
-        _check_remainder(axis, pattern, remainder)
+    if remainder != "partial" and _has_remainder(scores_RK, pattern):
+        _check_remainder(scores_RK, pattern, remainder)
         return torch.ones_like(scores_RK, dtype=torch.bool)
     if pattern.is_dense:
         return torch.ones_like(scores_RK, dtype=torch.bool)
+    return spread(_kept(summed(scores_RK, pattern.v), pattern), pattern.v, scores_RK.shape[0])
+
+
+def _kept(scores_RK: Tensor, pattern: Pattern) -> Tensor:
+    """The mask of rows, or of groups of rows that share their columns."""
+    num_rows, axis = scores_RK.shape
+    tail = axis % pattern.m
     blocks_RGM = scores_RK[:, : axis - tail].reshape(num_rows, axis // pattern.m, pattern.m)
     keep = top_n(blocks_RGM, pattern.n).reshape(num_rows, axis - tail)
     if not tail:
@@ -116,21 +129,37 @@ def top_n(scores: Tensor, n: int) -> Tensor:
 
 
 def block_counts(rows_RK: Tensor, pattern: Pattern) -> Tensor:
-    """Non-zero entries of every block, [R, ceil(K / M)], the tail as a block of its own."""
-    num_rows, axis = rows_RK.shape
+    """Non-zero columns of every block, [ceil(R / V), ceil(K / M)], the tails as blocks of their own.
+
+    A column of one row is an entry; one of V rows counts where any of them is not zero.
+    """
+    used_RK = joined(rows_RK != 0, pattern.v)
+    num_rows, axis = used_RK.shape
     padding = -axis % pattern.m
-    blocks_RGM = F.pad(rows_RK != 0, (0, padding)).reshape(num_rows, (axis + padding) // pattern.m, pattern.m)
+    blocks_RGM = F.pad(used_RK, (0, padding)).reshape(num_rows, (axis + padding) // pattern.m, pattern.m)
     return blocks_RGM.sum(dim=-1)
 
 
-def _check_remainder(axis: int, pattern: Pattern, remainder: str) -> None:
+def _has_remainder(rows_RK: Tensor, pattern: Pattern) -> bool:
+    return bool(rows_RK.shape[1] % pattern.m or rows_RK.shape[0] % pattern.v)
+
+
+def _check_remainder(rows_RK: Tensor, pattern: Pattern, remainder: str) -> None:
     if remainder not in REMAINDERS:
         raise ValueError(f'remainder "{remainder}": one of {", ".join(REMAINDERS)}')
-    if remainder == "error":
+    if remainder != "error":
+        return
+    num_rows, axis = rows_RK.shape
+    if axis % pattern.m:
         raise ValueError(
             f"the axis has {axis} entries, {pattern.m} does not divide it; use a pattern whose M does, "
             'remainder="partial" (a shorter last block) or remainder="skip" (leave it dense)'
         )
+    rows = f"{num_rows} row{'' if num_rows == 1 else 's'}"
+    raise ValueError(
+        f"{pattern}: the weight has {rows}, {pattern.v} does not divide them; use a pattern whose V does, "
+        'remainder="partial" (a shorter last group) or remainder="skip" (leave it dense)'
+    )
 
 
 def pack_bits(mask: Tensor) -> Tensor:

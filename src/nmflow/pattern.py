@@ -1,4 +1,4 @@
-"""What "N:M" means: a pattern as a value, with the string as its public face."""
+"""What "N:M" and "N:MvV" mean: a pattern as a value, with the string as its public face."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import total_ordering
 
-_FORM = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*")
+LARGEST_V = 2**31 - 1
+"""More rows than any weight has: V may come from a file, and goes where numbers have 64 bits."""
+
+_FORM = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*(?:v\s*(\d+)\s*)?")
 
 
 @total_ordering
@@ -15,16 +18,21 @@ _FORM = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*")
 class Pattern:
     """Keep at most `n` of every `m` consecutive weights along the reduction axis.
 
-        density = n / m,    sparsity = 1 - n / m,    1 <= n <= m
+        density = n / m,    sparsity = 1 - n / m,    1 <= n <= m,    1 <= v
 
     N is always the number *kept*; half of the field counts the zeroed ones. `m` need not be a power of two.
-    Patterns are ordered by density (then by m), so `min` of several is the tightest.
+    `v` neighbouring output rows keep the same n columns of a block; v = 1, each row for itself, is the paper's pattern
+    and is not written. A dense pattern has v = 1, whatever was asked.
+    Patterns are ordered by density (then by m, then by v), so `min` of several is the tightest.
 
-    Raises `ValueError` where `n` or `m` is out of range. Source: Bambhaniya et al. 2025, section 2.
+    Raises `ValueError` where `n`, `m` or `v` is out of range. Source: Bambhaniya et al. 2025, section 2.
 
     >>> p = Pattern.parse("1:16")
     >>> p.n, p.m, p.density, str(p)
     (1, 16, 0.0625, '1:16')
+    >>> p = Pattern.parse("1:8v64")
+    >>> p.n, p.m, p.v, p.density, str(p)
+    (1, 8, 64, 0.125, '1:8v64')
     >>> Pattern.parse("dense") == Pattern.dense(), Pattern.dense().sparsity
     (True, 0.0)
     >>> Pattern(1, 16) < Pattern(2, 16) < Pattern.dense()
@@ -36,20 +44,31 @@ class Pattern:
 
     n: int
     m: int
+    v: int = 1
 
     def __post_init__(self) -> None:
         for value in (self.n, self.m):
             if not isinstance(value, int) or isinstance(value, bool):
                 raise TypeError(f"a pattern takes two whole numbers, not {self.n!r} and {self.m!r}")
+        if not isinstance(self.v, int) or isinstance(self.v, bool):
+            raise TypeError(f"v, the rows that keep the same columns, is a whole number, not {self.v!r}")
+        shared = "" if self.v == 1 else f"v{self.v}"
         if not 1 <= self.n <= self.m:
-            swap = f'; did you mean "{self.m}:{self.n}"?' if self.n > self.m >= 1 else ""
+            swap = f'; did you mean "{self.m}:{self.n}{shared}"?' if self.n > self.m >= 1 else ""
             raise ValueError(
-                f'pattern "{self.n}:{self.m}": N is the number kept of every M, so 1 <= N <= M{swap}'
+                f'pattern "{self.n}:{self.m}{shared}": N is the number kept of every M, so 1 <= N <= M{swap}'
             )
+        if not 1 <= self.v <= LARGEST_V:
+            raise ValueError(
+                f'pattern "{self.n}:{self.m}{shared}": V is the number of rows that keep the same columns, 1 to '
+                f'{LARGEST_V}; "{self.n}:{self.m}" lets every row choose its own'
+            )
+        if self.n == self.m:  # whoever keeps everything shares everything; one form of it, so that equal is equal
+            object.__setattr__(self, "v", 1)
 
     @classmethod
     def parse(cls, text: Pattern | str) -> Pattern:
-        """Read "N:M" or "dense"; a `Pattern` passes through. Raises `ValueError` on anything else."""
+        """Read "N:M", "N:MvV" or "dense"; a `Pattern` passes through. Raises `ValueError` on anything else."""
         if isinstance(text, Pattern):
             return text
         if not isinstance(text, str):
@@ -58,8 +77,11 @@ class Pattern:
             return cls.dense()
         form = _FORM.fullmatch(text)
         if form is None:
-            raise ValueError(f'pattern "{text}": expected N:M (N kept of every M), such as "1:16", or "dense"')
-        return cls(int(form[1]), int(form[2]))
+            raise ValueError(
+                f'pattern "{text}": expected N:M (N kept of every M), such as "1:16", or "dense"; N:MvV, such as '
+                '"1:8v64", lets V neighbouring rows keep the same columns'
+            )
+        return cls(int(form[1]), int(form[2]), int(form[3] or 1))
 
     @classmethod
     def dense(cls) -> Pattern:
@@ -93,7 +115,10 @@ class Pattern:
     def __lt__(self, other: object) -> bool:
         if not isinstance(other, Pattern):
             return NotImplemented
-        return (Fraction(self.n, self.m), self.m) < (Fraction(other.n, other.m), other.m)
+        mine, theirs = ((Fraction(each.n, each.m), each.m, each.v) for each in (self, other))
+        return mine < theirs
 
     def __str__(self) -> str:
-        return "dense" if self.m == 1 else f"{self.n}:{self.m}"
+        if self.m == 1:
+            return "dense"
+        return f"{self.n}:{self.m}" if self.v == 1 else f"{self.n}:{self.m}v{self.v}"

@@ -10,7 +10,9 @@ parameters it manages, are not in torch's public API; whatever of it is missing 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -59,8 +61,8 @@ class Shard:
     """This process's part of one weight under FSDP2.
 
     `name` is for errors, `blocks` are the M of every pattern that its recipe passes through. Raises `ValueError`
-    where FSDP2 does not hold the weight (tensor parallel), where it spreads it through the blocks, and for CPU
-    offloading.
+    where FSDP2 does not hold the weight (tensor parallel), where it spreads it through the blocks or through groups of
+    rows that share their columns, and for CPU offloading.
     """
 
     def __init__(self, module: nn.Module, local_name: str, slots: Sequence[Slot], blocks: Iterable[int]) -> None:
@@ -76,6 +78,8 @@ class Shard:
         self._step = step
         self._full = full
         self._check(name, slots[0].layout, size, blocks)
+        for slot in slots:
+            self._check_groups(slot, size)
 
     def _check(self, name: str, layout: str, size: int, blocks: Iterable[int]) -> None:
         managed, shape = self._managed, self._full
@@ -97,6 +101,25 @@ class Shard:
         elif self._dim != 0 and not (layout == "columns" and self._dim == 1):
             raise ValueError(f"{name}: FSDP2 spreads dim {self._dim} of {list(shape)}; spread it along dim 0")
 
+    def _check_groups(self, slot: Slot, size: int) -> None:
+        """Refuse a group of rows of which one process holds some and another one the rest: neither could score it."""
+        if self._cuts_blocks(slot.layout):
+            return
+        start, stop = slot.row_range
+        step = self._step * self._tall(slot)
+        cuts = [cut - start for cut in range(step, size * step, step) if start < cut < stop]
+        if any(cut % slot.pattern.v for cut in cuts):
+            fits = math.gcd(slot.pattern.v, *cuts)
+            raise ValueError(
+                f"{slot.label}: FSDP2 cuts the weight every {step} rows for {size} processes, through groups of "
+                f"{slot.pattern.v} rows that share their columns; use {replace(slot.pattern, v=fits)}, or a number of "
+                "processes whose parts are whole groups"
+            )
+
+    def _tall(self, slot: Slot) -> int:
+        """Rows of `to_rows` for one index of the dimension that is spread."""
+        return rows_shape(slot.shape[self._dim + 1 :], "rows")[0] if slot.layout == "rows" else 1
+
     def _cuts_blocks(self, layout: str) -> bool:
         """True where the dimension that is spread is the reduction axis."""
         return len(self._full) < 2 or (layout == "columns" and self._dim == 0)
@@ -110,7 +133,7 @@ class Shard:
         start, stop = slot.row_range
         if self._cuts_blocks(slot.layout):
             return Part(slice(start, stop), slice(0, stop - start), slice(self._start, self._stop))
-        tall = rows_shape(slot.shape[self._dim + 1 :], "rows")[0] if slot.layout == "rows" else 1
+        tall = self._tall(slot)
         low, high = self._start * tall, self._stop * tall
         first, last = (min(max(row, low), high) for row in (start, stop))
         rows = slice(max(first - start, 0), max(last - start, 0))

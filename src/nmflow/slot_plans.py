@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from nmflow.masks import Remainder
 from nmflow.pattern import Pattern
 from nmflow.schedules import Recipe, Stage, plan
-from nmflow.targets import Slot, axis_problem
+from nmflow.targets import Slot, shape_problems
 
 Planned = dict[tuple[Pattern, int], list[Stage]]
 """Pattern and axis of a slot -> the first stage of every segment of its plan."""
@@ -30,7 +30,7 @@ def plan_slots(
             planned[key] = [segment.first for segment in segments]
         for stage in planned[key]:
             if remainder != "partial" and slot.axis % slot.pattern.m == 0:
-                problems += [axis_problem(slot, p) for p in (stage.pattern, stage.outer) if slot.axis % p.m]
+                problems += [each for p in (stage.pattern, stage.outer) for each in shape_problems(slot, p)]
     return planned, problems
 
 

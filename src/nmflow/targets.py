@@ -46,8 +46,13 @@ class Slot:
     @property
     def weights(self) -> int:
         """Number of weights."""
+        return self.height * self.axis
+
+    @property
+    def height(self) -> int:
+        """Number R of rows."""
         start, stop = self.row_range
-        return (stop - start) * self.axis
+        return stop - start
 
     @property
     def row_range(self) -> tuple[int, int]:
@@ -110,8 +115,8 @@ def resolve(
     pattern, or None / "dense" to keep a weight dense. The most exact rule decides a slice.
 
     Raises one `ValueError` that lists all problems: a rule that matches nothing (with near misses), two rules of
-    one rank with different patterns on one weight, an axis that M does not divide under `remainder="error"`, a
-    depthwise convolution asked for without `remainder="partial"`.
+    one rank with different patterns on one weight, an axis that M or rows that V does not divide under
+    `remainder="error"`, a depthwise convolution asked for without `remainder="partial"`.
     """
     if remainder not in REMAINDERS:
         raise ValueError(f'remainder "{remainder}": one of {", ".join(REMAINDERS)}')
@@ -160,7 +165,10 @@ def _decide(
     remainder: Remainder,
     problems: list[str],
 ) -> Iterator[tuple[Slot, str]]:
-    """The slots of one candidate, dense ones with a reason. Slices that all end up the same are one slot."""
+    """The slots of one candidate, dense ones with a reason.
+
+    Slices that all end up the same are one slot, unless groups of V rows would reach from one into the next.
+    """
     whole = matches.get((candidate.name, None), [])
     slices = candidate.slices()
     chosen: list[tuple[tuple[int, int] | None, _Rule | None]] = []
@@ -175,7 +183,8 @@ def _decide(
                 f"{candidate.name}: two rules of one rank ({_RANKS[rivals[0].rank]}) disagree: {said}; "
                 "name the parameter itself to decide"
             )
-    if len({rule and (rule.pattern or "dense") for _, rule in chosen}) == 1:
+    alike = len({rule and (rule.pattern or "dense") for _, rule in chosen}) == 1
+    if alike and not any(rows and rule and rule.pattern and rows[0] % rule.pattern.v for rows, rule in chosen):
         chosen = [(None, chosen[0][1])]
     for rows, rule in chosen:
         slot = Slot(candidate.name, candidate.layout, candidate.shape, Pattern.dense(), rows)
@@ -192,18 +201,38 @@ def _decide(
                 f'{slot.label}: a depthwise convolution has one input channel; remainder="partial" makes its '
                 "kernel sparse all the same, or leave it out"
             )
-        elif slot.axis % rule.pattern.m and remainder == "skip":
-            yield replace(slot, pattern=Pattern.dense()), f"{rule.pattern.m} does not divide {slot.axis}"
+        elif remainder == "skip" and (undivided := _undivided(slot, rule.pattern)):
+            yield replace(slot, pattern=Pattern.dense()), undivided
         else:
-            if slot.axis % rule.pattern.m and remainder == "error":
-                problems.append(axis_problem(slot, rule.pattern))
+            if remainder == "error":
+                problems += shape_problems(slot, rule.pattern)
             yield slot, ""
 
 
-def axis_problem(slot: Slot, pattern: Pattern) -> str:
-    """The message for an axis that M does not divide: what, where, and the ways out."""
+def _undivided(slot: Slot, pattern: Pattern) -> str:
+    """Why a pattern leaves a remainder, in a phrase; "" where it leaves none."""
+    if slot.axis % pattern.m:
+        return f"{pattern.m} does not divide {slot.axis}"
+    return f"{pattern.v} does not divide {slot.height} rows" if slot.height % pattern.v else ""
+
+
+def shape_problems(slot: Slot, pattern: Pattern) -> list[str]:
+    """The messages for an axis that M and for rows that V does not divide: what, where, and the ways out."""
+    problems = [_axis_problem(slot, pattern)] if slot.axis % pattern.m else []
+    return [*problems, _rows_problem(slot, pattern)] if slot.height % pattern.v else problems
+
+
+def _rows_problem(slot: Slot, pattern: Pattern) -> str:
+    fits = next(v for v in range(min(pattern.v, slot.height), 0, -1) if slot.height % v == 0)
+    return (
+        f"{slot.label}: it has {slot.height} row{'' if slot.height == 1 else 's'}, groups of {pattern.v} do not divide "
+        f'them; use {Pattern(pattern.n, pattern.m, fits)}, remainder="partial" or "skip", or leave it out'
+    )
+
+
+def _axis_problem(slot: Slot, pattern: Pattern) -> str:
     fits = [m for m in range(pattern.m - 1, 1, -1) if slot.axis % m == 0]
-    other = f"use {pattern.n}:{fits[0]}, " if fits and pattern.n < fits[0] else ""
+    other = f"use {Pattern(pattern.n, fits[0], pattern.v)}, " if fits and pattern.n < fits[0] else ""
     dim = {"rows": len(slot.shape) - 1, "columns": 0, "conv": "(kernel, in)"}[slot.layout]
     return (
         f"{slot.label}: dim {dim} has {slot.axis} entries, {pattern.m} does not divide it; {other}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -83,7 +83,7 @@ def _tokens(generator: torch.Generator) -> Tensor:
 def _qkv(width: int, q: Part | None, k: Part | None, v: Part | None) -> tuple[Part, ...]:
     """Parts of a fused projection of three equal slices."""
     slices = ((q, (0, width)), (k, (width, 2 * width)), (v, (2 * width, 3 * width)))
-    return tuple(Part(part.n, part.m, rows, part.axis) for part, rows in slices if part is not None)
+    return tuple(replace(part, rows=rows) for part, rows in slices if part is not None)
 
 
 # ------------------------------------------------------------------------------------------ plain torch
@@ -179,20 +179,20 @@ HOSTS = [
     ),
     Host(
         "conv2d", _convolutions, _features(3, 6, 6),
-        targets={"conv": "2:4"},
-        weights={"2.weight": (Part(2, 4, **CONV),), "4.weight": (Part(2, 4, **CONV),)},
+        targets={"conv": "2:4v6", "4": "2:4"},
+        weights={"2.weight": (Part(2, 4, **CONV, v=6),), "4.weight": (Part(2, 4, **CONV),)},
     ),
     Host(
         "conv1d", _conv1d, _features(5, 16), needs="transformers",
-        targets={"0.weight": "1:8", "2": "2:12"},
-        weights={"0.weight": (Part(1, 8, axis="first"),), "2.weight": (Part(2, 12, axis="first"),)},
+        targets={"0.weight": "1:8", "2": "2:12v4"},
+        weights={"0.weight": (Part(1, 8, axis="first"),), "2.weight": (Part(2, 12, axis="first", v=4),)},
     ),
     Host(
         "mha", _attention, _features(5, 16), forward=_self_attention,
-        targets={"q": "1:4", "k": "2:8", "o": "1:8"},
+        targets={"q": "1:4v3", "k": "2:8", "o": "1:8v16"}, remainder="partial",  # five groups of three rows and one row
         weights={
-            "in_proj_weight": _qkv(16, Part(1, 4), Part(2, 8), None),
-            "out_proj.weight": (Part(1, 8),),
+            "in_proj_weight": _qkv(16, Part(1, 4, v=3), Part(2, 8), None),
+            "out_proj.weight": (Part(1, 8, v=16),),
         },
     ),
     Host(

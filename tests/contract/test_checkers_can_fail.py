@@ -131,6 +131,14 @@ def one_more_survives(rows_mask: Any) -> Any:
     return lambda scores, pattern, *rest: rows_mask(scores, nmflow.Pattern(pattern.n + 1, pattern.m), *rest)
 
 
+def each_row_for_itself(rows_mask: Any) -> Any:
+    return lambda scores, pattern, *rest: rows_mask(scores, nmflow.Pattern(pattern.n, pattern.m), *rest)
+
+
+def groups_from_the_last_row(rows_mask: Any) -> Any:
+    return lambda scores, *rest: rows_mask(scores.flip(0), *rest).flip(0)
+
+
 def first_mask_kept(derive: Any) -> Any:
     return lambda self, weight, new_masks=True: derive(self, weight, new_masks=self.progress.serial < 3)
 
@@ -379,6 +387,9 @@ FAULTS: list[tuple[str, Plant, Check]] = [
      lambda: outputs.check_outputs_equal_a_pruned_copy(HOST["timm_resnet50"])),
     ("the smallest survive", rows_mask(smallest_survive), lambda: outputs.check_outputs_equal_a_pruned_copy(MHA)),
     ("one more survives", rows_mask(one_more_survives), lambda: outputs.check_outputs_equal_a_pruned_copy(MHA)),
+    ("each row for itself", rows_mask(each_row_for_itself), lambda: outputs.check_outputs_equal_a_pruned_copy(CONV)),
+    ("the first group is the shorter one", rows_mask(groups_from_the_last_row),
+     lambda: outputs.check_outputs_equal_a_pruned_copy(MHA)),
     ("the first mask is kept", derive(first_mask_kept), lambda: outputs.check_readers_see_the_effective_weight(MHA)),
     # -- gradients
     ("product's gradient for straight-through", gradient_of_a_product,

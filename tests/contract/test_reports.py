@@ -16,7 +16,9 @@ def label(name: str, part: Part) -> str:
 
 def entries(values: Tensor, part: Part) -> Tensor:
     """The entries of a part, as one line."""
-    return values.flatten()[[place for block in blocks(values.shape, part) for place in block]]
+    return values.flatten()[
+        [place for block in blocks(values.shape, part) for column in block for place in column]
+    ]
 
 
 def check_report(host: Host) -> None:
@@ -38,8 +40,8 @@ def check_report(host: Host) -> None:
                 slot = said[label(name, part)]
                 line = entries(seen, part)
                 changed = int((entries(mask, part) != entries(masks[name], part)).sum())
-                assert slot.pattern == ("dense" if step == 0 else f"{part.n}:{part.m}")
-                assert slot.target == f"{part.n}:{part.m}"
+                assert slot.pattern == ("dense" if step == 0 else part.text)
+                assert slot.target == part.text
                 assert slot.phase == ("dense" if step == 0 else "decay" if step < 5 else "fine-tune")
                 assert (slot.decay, slot.weights) == (DECAY[step], line.numel())
                 assert slot.density == int((line != 0).sum()) / line.numel()

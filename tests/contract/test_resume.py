@@ -119,6 +119,11 @@ def test_resume_of_every_recipe_at_every_step(recipe: str, mask_every: int) -> N
     check_resume(HOST["linear"], recipe, mask_every, stops=range(LENGTH + 1))
 
 
+@pytest.mark.parametrize("recipe", ["sdgf-stepwise", "sdgf-geometric", "mdgf-linear frozen"])
+def test_resume_between_patterns_of_shared_columns(recipe: str) -> None:
+    check_resume(HOST["mha"], recipe, stops=(3, 5))
+
+
 def test_rewinding_a_run() -> None:
     """Loading an earlier state into the same run takes it back."""
     host = HOST["mha"]

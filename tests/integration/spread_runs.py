@@ -124,6 +124,19 @@ def check_recipe(recipe: str, options: dict[str, Any], micro: int = 1, **setting
     torch.testing.assert_close(two.eval()(x), one.eval()(x), rtol=0, atol=1e-5)
 
 
+def check_groups() -> None:
+    """Rows that share their columns are scored together where they lie together, which is asked for."""
+    targets = {r"re:.*linear1\.weight": "1:8v4", "qkv": "2:4v8"}
+    check_recipe("sdgf-stepwise", {"pruned_gradient": "masked"}, targets=targets)
+    check_recipe("snip", {}, targets=targets)
+    refused = build()
+    sparsifier = sparsify(refused, "mdgf-linear", {}, targets={r"re:.*linear1\.weight": "1:8v48"})
+    shard(refused)
+    step = 48 // dist.get_world_size()
+    with pytest.raises(ValueError, match=rf"0\.linear1\.weight: .* every {step} rows .*of 48 rows .*use 1:8v{step},"):
+        steps(refused, sparsifier, True, last=1)
+
+
 def _loss(model: nn.Module, items: tuple[Tensor, Tensor]) -> Tensor:
     return nn.functional.cross_entropy(model(items[0]).mean(1), items[1])
 
@@ -346,6 +359,7 @@ CHECKS = {
         )
     ],
     "masks": lambda: [check_recipe("ste", {}, mask_every=3), check_recipe("idp", {}), check_recipe("snip", {})],
+    "groups": check_groups,
     "accumulation": lambda: check_recipe("mdgf-exponential", {"pruned_gradient": "masked"}, micro=2),
     "memory": check_memory,
     "columns": check_columns,

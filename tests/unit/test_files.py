@@ -463,7 +463,8 @@ def edited(path: Path, change: dict[str, Tensor], **entries: Any) -> Path:
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"format_version": 2}, "format_version 2; this nmflow reads 1"),
+        ({"format_version": 3}, "format_version 3; this nmflow reads 1 and 2"),
+        ({"format_version": 2}, "format_version 2, its patterns are those of 1"),
         ({"format_version": True}, "format_version True"),
         ({"format_version": None}, "format_version None"),
         ({"format": "nmflow-quantized"}, "'nmflow-quantized'; this nmflow reads nmflow-compressed and nmflow-dense"),

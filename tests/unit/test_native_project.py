@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from projections import BITS, NAN, lying, same_bits, survivors, weights
 from torch import Tensor, nn
 
-from nmflow import Sparsifier
+from nmflow import Sparsifier, ops
 from nmflow.attach import attached_weights
 from nmflow.layout import to_rows
-from nmflow.masks import REMAINDERS
+from nmflow.masks import REMAINDERS, nm_mask
 from nmflow.ops import native_library, native_project, projection
 from nmflow.ops.native_project import LARGEST_M, project_native, why_not
 from nmflow.pattern import Pattern
@@ -315,6 +315,8 @@ def test_every_misfit_is_named_before_anything_is_written() -> None:
 def test_why_not_answers_with_a_reason() -> None:
     assert why_not(device="cpu", dtype=torch.float16, m=128, strides=((64, 1), (99, 1))) is None
     assert why_not(strides=((1, 64), (1, 99))) is None
+    assert why_not(m=8, v=1) is None
+    assert why_not(v=2)
     for facts in ({"device": "cuda"}, {"dtype": torch.float64}, {"m": LARGEST_M + 1}, {"strides": ((1, 64), (64, 1))}):
         assert why_not(**facts)
 
@@ -373,3 +375,18 @@ def test_slots_of_a_fused_weight_are_written_beside_each_other() -> None:
         project_native(w[rows], Pattern(1, 4), 0.0, "error", mask[rows], effective[rows])
     assert torch.equal(mask, survivors(w, 1, 4))
     assert torch.equal(effective, w * survivors(w, 1, 4))
+
+
+def test_rows_that_share_their_columns_are_left_to_plain_torch() -> None:
+    """The registry is told, and whoever calls the native projection itself is refused."""
+    w = torch.randn(6, 16)
+    pattern = Pattern(1, 8, 3)
+    mask, effective = torch.zeros(6, 16, dtype=torch.bool), torch.empty(6, 16)
+    with pytest.raises(ValueError, match="1:8v3: it chooses the columns of each row for itself"):
+        project_native(w, pattern, 0.0, "error", mask, effective)
+    assert ops.select("project", device="cpu", dtype=w.dtype, m=8, v=1).name == "native"
+    assert ops.select("project", device="cpu", dtype=w.dtype, m=8, v=3).name == "reference"
+    flips = ops.project(w, pattern, 0.5, "error", mask, effective)
+    assert torch.equal(mask, nm_mask(w, pattern))
+    assert torch.equal(effective, torch.where(mask, w, 0.5 * w))
+    assert int(flips) == 12

@@ -167,7 +167,7 @@ def test_a_kernel_is_told_what_it_may_decide_by() -> None:
     values, offsets, _ = stored(2, 8, 1, 4, seed=0)
     linear(torch.ones(3, 5, 8, dtype=torch.float64), values, offsets, (2, 8), 1, 4)
     assert told == {
-        "device": "cpu", "dtype": torch.float64, "shape": (2, 8), "n": 1, "m": 4, "tokens": 15,
+        "device": "cpu", "dtype": torch.float64, "shape": (2, 8), "n": 1, "m": 4, "v": 1, "tokens": 15,
         "needs_grad": False, "autocast": False, "same_dtype": True,
     }  # fmt: skip
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nmflow import Pattern
 
 patterns = st.integers(1, 300).flatmap(lambda m: st.tuples(st.integers(1, m), st.just(m)))
+grouped = st.tuples(patterns, st.integers(1, 2**31 - 1)).map(lambda drawn: (*drawn[0], drawn[1]))
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,17 @@ def test_a_string_is_read(text: str, n: int, m: int) -> None:
         ("1.0:4", 'such as "1:16", or "dense"'),
         ("1/4", 'such as "1:16", or "dense"'),
         ("1:16 2:4", 'such as "1:16", or "dense"'),
+        ("1:8v", 'such as "1:8v64"'),
+        ("1:8v-4", 'such as "1:8v64"'),
+        ("1:8V64", 'such as "1:8v64"'),
+        ("1:8x64", 'such as "1:8v64"'),
+        ("1:8v6.4", 'such as "1:8v64"'),
+        ("v64", 'such as "1:8v64"'),
+        ("densev64", 'such as "1:8v64"'),
+        ("1:8v0", '1 to 2147483647; "1:8" lets every row choose its own'),
+        ("8:8v0", '"8:8" lets every row'),
+        ("1:8v9999999999999999999", "1 to 2147483647"),
+        ("16:1v4", 'did you mean "1:16v4"'),
     ],
 )
 def test_a_wrong_string_is_refused_with_the_way_out(text: str, hint: str) -> None:
@@ -77,10 +89,39 @@ def test_a_pattern_takes_whole_numbers_only(n: object, m: object) -> None:
         Pattern(n, m)  # type: ignore[arg-type]  # wrong on purpose
 
 
+@pytest.mark.parametrize(("text", "v"), [("1:8v64", 64), (" 1 : 8 v 64 ", 64), ("1:8v1", 1), ("1:8", 1), ("2:4v03", 3)])
+def test_rows_that_share_their_columns_are_read(text: str, v: int) -> None:
+    pattern = Pattern.parse(text)
+    assert (pattern, pattern.v) == (Pattern(pattern.n, pattern.m, v), v)
+    plain = Pattern(pattern.n, pattern.m)
+    assert str(pattern) == (f"{plain}v{v}" if v > 1 else str(plain))
+    assert (pattern.density, pattern.sparsity, pattern.kept(100)) == (plain.density, plain.sparsity, plain.kept(100))
+
+
+@pytest.mark.parametrize("v", [1.0, "4", True, None])
+def test_v_is_a_whole_number(v: object) -> None:
+    with pytest.raises(TypeError, match="a whole number"):
+        Pattern(1, 4, v)  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_a_dense_pattern_knows_no_v() -> None:
+    assert Pattern.parse("8:8v64") == Pattern(8, 8) == Pattern(8, 8, 64)
+    assert Pattern.parse("8:8v64").is_dense
+    assert (Pattern.dense().v, str(Pattern(1, 1, 7))) == (1, "dense")
+
+
+def test_of_one_density_and_m_more_shared_rows_come_later() -> None:
+    ladder = ["1:16v64", "1:8", "1:8v2", "1:8v64", "2:16", "1:4v2"]
+    parsed = [Pattern.parse(text) for text in ladder]
+    backwards = parsed[::-1]
+    assert sorted(backwards) == parsed
+    assert len(set(parsed)) == len(parsed)
+
+
 @settings(deadline=None)
-@given(patterns)
-def test_the_string_gives_the_pattern_back(nm: tuple[int, int]) -> None:
-    pattern = Pattern(*nm)
+@given(grouped)
+def test_the_string_gives_the_pattern_back(nmv: tuple[int, int, int]) -> None:
+    pattern = Pattern(*nmv)
     assert Pattern.parse(str(pattern)) == pattern
     assert Pattern.parse(pattern) is pattern
 

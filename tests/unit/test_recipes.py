@@ -304,6 +304,7 @@ def test_stages_at_every_boundary(case: str) -> None:
         ("1:5", "4:5 3:5 2:5 1:5"),
         ("3:10", "9:10 5:10 3:10"),
         ("1:128", "127:128 64:128 32:128 16:128 8:128 4:128 2:128 1:128"),
+        ("1:8v64", "7:8v64 4:8v64 2:8v64 1:8v64"),
         ("4:4", "4:4"),
         ("dense", "dense"),
     ],
@@ -326,6 +327,7 @@ def test_stepwise_patterns(name: str, target: str, expected: str) -> None:
         ("1:8", 100, "8:64 4:32 2:16 1:8"),  # 64 fits, 128 does not
         ("1:8", 5, "1:8"),
         ("1:16", 16, "1:16"),
+        ("1:8v64", 64, "8:64v64 4:32v64 2:16v64 1:8v64"),
         ("dense", 192, "dense"),
         ("8:8", 192, "8:8"),
     ],
@@ -604,9 +606,35 @@ def test_a_recipe_that_cannot_be(make, message: str) -> None:
         make()
 
 
+LISTED = [
+    recipe("ste", schedule=[(0.0, "8:8"), (0.1, "4:8"), (0.5, "1:8")]),
+    recipe("ste", schedule=[(0.0, "8:8"), (0.1, "4:8v6"), (0.5, "1:8v6")]),
+    sequence(("ste", 0.5, "4:8"), ("ste", 1.0)),
+    sequence(("ste", 0.5, "4:8v6"), ("ste", 1.0, "1:8")),
+]
+
+
+@pytest.mark.parametrize("subject", LISTED, ids=str)
+def test_listed_patterns_have_the_v_of_the_target(subject: Recipe) -> None:
+    assert str(subject.at(20, 100, "1:8v6").pattern) == "4:8v6"
+    last = subject.at(100, 100, "1:8v6")
+    assert (str(last.pattern), last.outer.v) == ("1:8v6", 1 if last.outer.is_dense else 6)
+    assert Recipe.from_dict(subject.to_dict()) == subject
+
+
+def test_masks_of_one_v_nest() -> None:
+    stage = sequence(("ste", 0.5, "2:4"), ("mdgf-linear", 1.0)).at(60, 100, "1:8v6")
+    assert (str(stage.outer), str(stage.pattern)) == ("2:4v6", "1:8v6")
+    assert stage.decay > 0
+
+
 @pytest.mark.parametrize(
     ("subject", "total", "target", "message"),
     [
+        (recipe("ste", schedule=[(0.0, "4:8v3"), (0.5, "1:8")]), 9, "1:8v6", "4:8v3 shares .* 3 rows.*leave v out"),
+        (sequence(("ste", 0.5, "4:8v3"), ("ste", 1.0)), 9, "1:8v6", "4:8v3 shares columns among 3 rows"),
+        (sequence(("ste", 0.5, "4:8v3"), ("ste", 1.0)), 9, "1:8", "4:8v3 shares columns among 3 rows.*1:8 among 1"),
+        (recipe("ste", schedule=[(0.5, "1:8v3")]), 9, "1:8v6", "ends in 1:8v3, the target is 1:8v6"),
         (recipe("mdgf-linear", dense=0.5), 1, "1:4", r"too short: the decay phase \[1, 1\)"),
         (recipe("mdgf-exponential", dense=0.1, decay_end=0.11), 10, "1:4", r"\[1, 1\)"),
         (recipe("sdgf-stepwise", dense=0.0, decay_end=1.0), 3, "1:8", "4 patterns .7:8, 4:8, 2:8, 1:8."),

@@ -72,6 +72,43 @@ def test_cuts_through_blocks_are_refused(shape: tuple[int, ...], layout: Layout,
         shard(shape, layout, dim, 0, 2)
 
 
+@pytest.mark.parametrize(
+    ("shape", "layout", "dim", "rows", "v", "size", "message"),
+    [
+        ((16, 8), "rows", 0, None, 4, 2, None),
+        ((16, 8), "rows", 0, None, 4, 3, "cuts the weight every 6 rows for 3 processes, .* of 4 rows .*use 1:4v2,"),
+        ((16, 8), "rows", 0, None, 16, 2, "use 1:4v8"),
+        ((16, 8), "rows", 0, None, 16, 1, None),
+        ((12, 8), "rows", 0, (2, 12), 4, 2, None),                 # a slice that begins at row 2 is cut at its fourth
+        ((12, 8), "rows", 0, (3, 12), 4, 2, r"w\[3:12\]: .* groups of 4 .*use 1:4,"),
+        ((12, 8), "rows", 0, (0, 6), 4, 2, None),                  # the cut lies between two slices
+        ((3, 4, 8), "rows", 0, None, 3, 3, "every 4 rows for 3 .*use 1:4,"),
+        ((3, 4, 8), "rows", 0, None, 4, 3, None),
+        ((6, 4, 3, 3), "conv", 0, None, 3, 2, None),
+        ((6, 4, 3, 3), "conv", 0, None, 2, 2, "every 3 rows for 2"),
+        ((8, 12), "columns", 0, None, 5, 2, None),                 # along the inputs every group is whole
+        ((8, 12), "columns", 1, None, 4, 2, "every 6 rows for 2 .*use 1:4v2"),
+        ((5, 8), "rows", 0, None, 2, 4, None),                     # parts of 2, 2, 1 and 0 rows
+    ],
+)
+def test_cuts_through_groups_of_rows_are_refused(
+    shape: tuple[int, ...],
+    layout: Layout,
+    dim: int,
+    rows: tuple[int, int] | None,
+    v: int,
+    size: int,
+    message: str | None,
+) -> None:
+    share = shard(shape, layout, dim, 0, size)
+    slot = Slot("w", layout, shape, Pattern(1, 4, v), rows)
+    if message is None:
+        share._check_groups(slot, size)
+    else:
+        with pytest.raises(ValueError, match=message):
+            share._check_groups(slot, size)
+
+
 def test_an_ordinary_weight_is_whole() -> None:
     weight = nn.Linear(8, 6).weight
     slot = Slot("weight", "rows", (6, 8), Pattern.parse("1:4"), (2, 5))

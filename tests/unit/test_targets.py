@@ -144,6 +144,36 @@ def test_remainder_policies() -> None:
     assert coverage.dense["0.weight"] == "8 does not divide 12"
 
 
+def test_remainders_of_rows() -> None:
+    model = nn.Sequential(nn.Linear(16, 6), nn.Linear(16, 8))
+    with pytest.raises(ValueError, match=r"0\.weight: it has 6 rows, groups of 4 .*use 1:8v3, remainder="):
+        resolve(model, {"re:.*": "1:8v4"})
+    assert taken(model, {"re:.*": "1:8v4"}, remainder="partial") == {"0.weight": "1:8v4", "1.weight": "1:8v4"}
+    coverage = resolve(model, {"re:.*": "1:8v4"}, "skip")
+    assert [slot.label for slot in coverage.slots] == ["1.weight"]
+    assert coverage.dense["0.weight"] == "4 does not divide 6 rows"
+    with pytest.raises(ValueError, match=r"0\.bias: it has 1 row, groups of 2 do not divide them; use 1:3, remainder"):
+        resolve(model, {"0.bias": "1:3v2"})
+    with pytest.raises(ValueError, match="use 1:4v4") as error:
+        resolve(model, {"0.weight": "1:5v4", "1.weight": "1:12v5"})
+    assert len(str(error.value).splitlines()) == 4                # axis and rows of both
+    assert "use 1:8v5" in str(error.value)                        # the other M keeps V
+
+
+def test_groups_of_rows_end_with_their_slice() -> None:
+    """48 rows of a fused projection: 16 each of q, k and v."""
+    net = Net()
+    whole = {f"blocks.{i}.attn.qkv.weight": "1:4v8" for i in range(2)}
+    assert taken(net, {"qkv": "1:4v8"}) == whole
+    name = "blocks.0.attn.qkv.weight"
+    slices = {f"{name}[{start}:{start + 16}]": "1:4v3" for start in (0, 16, 32)}
+    assert taken(net, {name: "1:4v3"}, remainder="partial") == slices                # 3 divides 48, not 16
+    with pytest.raises(ValueError, match=r"qkv\.weight\[0:16\]: it has 16 rows, groups of 3 .*use 1:4v2"):
+        resolve(net, {name: "1:4v3"})
+    left = resolve(net, {name: "1:4v3", "o": "1:4"}, "skip").dense
+    assert [left[label] for label in slices] == ["3 does not divide 16 rows"] * 3
+
+
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
@@ -243,6 +273,8 @@ GOOD = {"name": "w", "layout": "rows", "shape": [4, 8], "pattern": "1:4", "rows"
         ({"rows": [0, 5]}, "lie outside"),
         ({"pattern": "4:1"}, "did you mean"),
         ({"pattern": None}, "slot 0"),
+        ({"pattern": "1:4v0"}, "slot 0 .w.: .*1 to 2147483647"),
+        ({"pattern": "1:4v99999999999999999999"}, "1 to 2147483647"),
     ],
 )
 def test_slots_from_a_hostile_file(change: dict[str, object], message: str) -> None:

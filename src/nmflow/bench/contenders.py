@@ -104,7 +104,7 @@ def tune(model: nn.Module, tokens: int, seconds: float = 0.3) -> dict[Tiling, fl
 
 def prepared(part: PackedRows) -> native.PackedWeight:
     """The weight as the native product takes it; the layer's calls use these very forms from now on."""
-    return native.prepare(part.values, part.offsets, *part.shape, part.pattern.n, part.pattern.m)
+    return native.prepare(part.values, part.offsets, *part.shape, part.pattern.n, part.pattern.m, v=part.pattern.v)
 
 
 def forget(part: PackedRows, tokens: int) -> Tiling:

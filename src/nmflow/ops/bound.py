@@ -1,6 +1,6 @@
 """The product with one weight, its questions answered in advance: at one token, asking costs as much as multiplying.
 
-Shape suffixes: R rows (outputs), S stored entries of a row.
+Shape suffixes: R rows (outputs), S stored entries of a row, G groups of V rows that share their offsets.
 """
 
 from __future__ import annotations
@@ -34,20 +34,22 @@ class BoundLinear:
     forgotten where the plan changes. Calls bypass torch's dispatcher, so they are for eager inference alone.
     """
 
-    def __init__(self, values_RS: Tensor, offsets_RS: Tensor, shape: tuple[int, int], n: int, m: int) -> None:
-        self.values_RS, self.offsets_RS = values_RS, offsets_RS
-        self.shape, self.n, self.m, self.dtype = shape, n, m, values_RS.dtype
-        self._versions = versions(values_RS, offsets_RS)
+    def __init__(
+        self, values_RS: Tensor, offsets_GS: Tensor, shape: tuple[int, int], n: int, m: int, v: int = 1
+    ) -> None:
+        self.values_RS, self.offsets_GS = values_RS, offsets_GS
+        self.shape, self.n, self.m, self.v, self.dtype = shape, n, m, v, values_RS.dtype
+        self._versions = versions(values_RS, offsets_GS)
         self._ready: dict[tuple[torch.Size, int, str | None], _Ready | None] = {}
         self._plan_changes = native.plan.changes
         self._native = None if native_library.why_not() else native_library.loaded()
 
-    def holds(self, values_RS: Tensor, offsets_RS: Tensor) -> bool:
+    def holds(self, values_RS: Tensor, offsets_GS: Tensor) -> bool:
         """Whether this is bound to these tensors as they are now."""
         return (
             values_RS is self.values_RS
-            and offsets_RS is self.offsets_RS
-            and versions(values_RS, offsets_RS) == self._versions
+            and offsets_GS is self.offsets_GS
+            and versions(values_RS, offsets_GS) == self._versions
         )
 
     def __call__(self, x: Tensor, bias: Tensor | None, activation: Activation | None = None) -> Tensor | None:
@@ -92,7 +94,7 @@ class BoundLinear:
         return fits and bias.is_cpu and bias.is_contiguous()
 
     def _decide(self, x: Tensor, bias: Tensor | None, activation: Activation | None) -> _Ready | None:
-        if select_linear(x, self.values_RS, self.shape, self.n, self.m, bias).name != "native":
+        if select_linear(x, self.values_RS, self.shape, self.n, self.m, bias, self.v).name != "native":
             return None
-        call = native.call_for(x, self.values_RS, self.offsets_RS, bias, self.shape, self.n, self.m, activation)
+        call = native.call_for(x, self.values_RS, self.offsets_GS, bias, self.shape, self.n, self.m, activation, self.v)
         return _Ready(call.address, x.shape[:-1].numel(), (*x.shape[:-1], self.shape[0]), call)

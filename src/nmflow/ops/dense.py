@@ -1,6 +1,6 @@
 """The dense weight behind a compressed one, unpacked once: what multiplies where no sparse kernel is faster.
 
-Shape suffixes: R rows (outputs), K entries of the reduction axis, S stored entries of a row.
+Shape suffixes: R rows (outputs), K entries of the reduction axis, S stored entries of a row, G groups of V rows.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _UNPACKED: MutableMapping[Tensor, tuple[tuple[int, ...], Tensor]] = WeakTensorKe
 """What was unpacked, and the versions it was unpacked from; while the tensor of values lives."""
 
 
-def unpacked(values_RS: Tensor, offsets_RS: Tensor, axis: int, n: int, m: int) -> Tensor:
+def unpacked(values_RS: Tensor, offsets_GS: Tensor, axis: int, n: int, m: int, v: int = 1) -> Tensor:
     """`expand`, remembered: as much memory as the dense weight for the time of one unpacking.
 
     Derived anew where values or offsets were changed. Not remembered where gradients flow to the values, nor while
     a graph is compiled.
     """
     if torch.compiler.is_compiling() or type(values_RS) is not Tensor or values_RS.requires_grad:
-        return expand(values_RS, offsets_RS, axis, n, m)
-    now = versions(values_RS, offsets_RS)
+        return expand(values_RS, offsets_GS, axis, n, m, v)
+    now = versions(values_RS, offsets_GS)
     found = _UNPACKED.get(values_RS)
     if found is None or found[0] != now or found[1].shape[1] != axis:
         with torch.inference_mode(False), torch.no_grad():  # a weight from inference mode could not be trained past
-            found = _UNPACKED[values_RS] = now, expand(values_RS, offsets_RS, axis, n, m)
+            found = _UNPACKED[values_RS] = now, expand(values_RS, offsets_GS, axis, n, m, v)
     return found[1]
 
 
@@ -58,14 +58,15 @@ def activate(y: Tensor, activation: str | None) -> Tensor:
 def _linear(
     x: Tensor,
     values_RS: Tensor,
-    offsets_RS: Tensor,
+    offsets_GS: Tensor,
     shape: tuple[int, int],
     n: int,
     m: int,
     bias: Tensor | None = None,
     activation: Activation | None = None,
+    v: int = 1,
 ) -> Tensor:
-    return activate(F.linear(x, unpacked(values_RS, offsets_RS, shape[1], n, m), bias), activation)
+    return activate(F.linear(x, unpacked(values_RS, offsets_GS, shape[1], n, m, v), bias), activation)
 
 
 register(Kernel("dense", "linear", lambda **facts: None, _linear))

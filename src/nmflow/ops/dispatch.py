@@ -23,23 +23,24 @@ from nmflow.pattern import Pattern
 def linear(
     x: Tensor,
     values_RS: Tensor,
-    offsets_RS: Tensor,
+    offsets_GS: Tensor,
     shape: tuple[int, int],
     n: int,
     m: int,
     bias: Tensor | None = None,
     activation: Activation | None = None,
+    v: int = 1,
 ) -> Tensor:
     """y = act(x W^T + b), W [R, K] = `shape` in compressed form; arguments as in `nmflow.ops.reference.linear`.
 
     Raises `ValueError` with every kernel's reason where none takes it.
     """
-    kernel = select_linear(x, values_RS, shape, n, m, bias)
-    return cast(Tensor, kernel.run(x, values_RS, offsets_RS, shape, n, m, bias, activation))
+    kernel = select_linear(x, values_RS, shape, n, m, bias, v)
+    return cast(Tensor, kernel.run(x, values_RS, offsets_GS, shape, n, m, bias, activation, v))
 
 
 def select_linear(
-    x: Tensor, values_RS: Tensor, shape: tuple[int, int], n: int, m: int, bias: Tensor | None
+    x: Tensor, values_RS: Tensor, shape: tuple[int, int], n: int, m: int, bias: Tensor | None, v: int = 1
 ) -> Kernel:
     """The kernel that `linear` runs."""
     return select(
@@ -49,6 +50,7 @@ def select_linear(
         shape=shape,
         n=n,
         m=m,
+        v=v,
         tokens=x.shape[:-1].numel(),
         needs_grad=torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)),
         autocast=torch.is_autocast_enabled(x.device.type),
@@ -68,6 +70,7 @@ def project(
         device=w_RK.device.type,
         dtype=w_RK.dtype,
         m=pattern.m,
+        v=pattern.v,
         strides=(w_RK.stride(), mask_RK.stride(), effective_RK.stride()),
         plain=native_library.plain(w_RK, mask_RK, effective_RK),
     )
@@ -91,17 +94,18 @@ def _why_not_native_linear(**facts: Any) -> str | None:
 def _native_linear(
     x: Tensor,
     values_RS: Tensor,
-    offsets_RS: Tensor,
+    offsets_GS: Tensor,
     shape: tuple[int, int],
     n: int,
     m: int,
     bias: Tensor | None = None,
     activation: Activation | None = None,
+    v: int = 1,
 ) -> Tensor:
     # While a graph is traced, and for tensors that are more than numbers, the operator; else without torch between.
     if native_library.recording() or not native_library.plain(x, bias):
-        return cast(Tensor, torch.ops.nmflow.linear(x, values_RS, offsets_RS, bias, *shape, n, m, activation))
-    return native.operator(x, values_RS, offsets_RS, bias, *shape, n, m, activation)
+        return cast(Tensor, torch.ops.nmflow.linear(x, values_RS, offsets_GS, bias, *shape, n, m, activation, v))
+    return native.operator(x, values_RS, offsets_GS, bias, *shape, n, m, activation, v)
 
 
 def _why_not_native_project(**facts: object) -> str | None:

@@ -1,6 +1,8 @@
 """The native library from Python: whether it can run here, one-time packing, the product, and its torch operator.
 
-Shape suffixes: R rows (outputs), K entries of the reduction axis (inputs), S stored entries of a row.
+Shape suffixes: R rows (outputs), K entries of the reduction axis (inputs), S stored entries of a row, G = ⌈R / V⌉
+groups of V rows that share their offsets. The library knows offsets of a row alone: shared ones are spread over the
+rows for as long as packing takes.
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ from torch import Tensor
 from torch import library as operators
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from nmflow.groups import num_groups, spread
 from nmflow.ops.dense import Activation, activate, unpacked, versions
 from nmflow.ops.native_library import DTYPES, ISAS, Layout, Weight, checked, loaded, plain
 from nmflow.ops.native_library import describe as describe
 from nmflow.ops.native_library import why_not as why_not
 from nmflow.ops.native_plan import DENSE, Key, NativePlan, Tiling, bucket, candidates, default_tiling, expect_dense
 from nmflow.ops.reference import expand
+from nmflow.pattern import Pattern
 
 _ALGORITHMS = {"tb": 0, "rv": 1}
 _SPLITS = {"rows": 0, "tokens": 1}
@@ -52,10 +56,12 @@ class _Call:
 class _Forms:
     """The packed forms of one weight, made as they are needed. Holds the storage of the canonical tensors, not them."""
 
-    def __init__(self, values_RS: Tensor, offsets_RS: Tensor, shape: tuple[int, int], n: int, m: int, isa: int) -> None:
-        self.values_RS, self.offsets_RS = values_RS.detach().contiguous(), offsets_RS.detach().contiguous()
-        self.shape, self.n, self.m, self.isa, self.dtype = shape, n, m, isa, values_RS.dtype
-        self.versions = versions(values_RS, offsets_RS)
+    def __init__(
+        self, values_RS: Tensor, offsets_GS: Tensor, shape: tuple[int, int], n: int, m: int, isa: int, v: int
+    ) -> None:
+        self.values_RS, self.offsets_GS = values_RS.detach().contiguous(), offsets_GS.detach().contiguous()
+        self.shape, self.n, self.m, self.v, self.isa, self.dtype = shape, n, m, v, isa, values_RS.dtype
+        self.versions = versions(values_RS, offsets_GS)
         self.packed: dict[tuple[str, int], _Packed] = {}
         self.calls: dict[tuple[object, ...], _Call] = {}
 
@@ -77,7 +83,8 @@ class _Forms:
         what = f"packing a weight {self.shape} at {self.n}:{self.m} for {algorithm}"
         checked(native.handle.nmflow_layout_init(layout), what)
         values, index = _aligned(layout.values_size), _aligned(layout.index_size)
-        pointers = [each.data_ptr() for each in (self.values_RS, self.offsets_RS, values, index)]
+        offsets_RS = spread(self.offsets_GS, self.v, self.shape[0])
+        pointers = [each.data_ptr() for each in (self.values_RS, offsets_RS, values, index)]
         checked(native.handle.nmflow_pack(layout, *pointers, native.parallel_for), what)
         return _Packed(layout, values, index)
 
@@ -125,6 +132,7 @@ class PackedWeight:
     in_features: int
     n: int
     m: int
+    v: int
     forms: _Forms = field(repr=False)
 
     @property
@@ -142,26 +150,27 @@ _FORMS: MutableMapping[Tensor, _Forms] = WeakTensorKeyDictionary()
 
 def prepare(
     values_RS: Tensor,
-    offsets_RS: Tensor,
+    offsets_GS: Tensor,
     out_features: int,
     in_features: int,
     n: int,
     m: int,
     dtype: torch.dtype | None = None,
     isa: str | None = None,
+    v: int = 1,
 ) -> PackedWeight:
     """Make a compressed weight ready for `linear`.
 
-        W[r, m·⌊s / n⌋ + offsets[r, s]] = values[r, s],    0 elsewhere
+        W[r, m·⌊s / n⌋ + offsets[⌊r / v⌋, s]] = values[r, s],    0 elsewhere
 
-    `values_RS` [R, S] float32 or bfloat16 (cast to `dtype` where that is given), `offsets_RS` [R, S] uint8, or uint16
-    where m > 256. `isa` ("portable", "avx2", "avx512") overrides the best one of this machine.
+    `values_RS` [R, S] float32 or bfloat16 (cast to `dtype` where that is given), `offsets_GS` [⌈R / v⌉, S] uint8, or
+    uint16 where m > 256. `isa` ("portable", "avx2", "avx512") overrides the best one of this machine.
 
     Raises `ValueError` where shapes, dtypes or offsets do not fit (all of it at once), `RuntimeError` where the
     library is missing or has no such instruction set.
     """
     values_RS = values_RS if dtype is None else values_RS.to(dtype)
-    problems = _problems(values_RS, offsets_RS, out_features, in_features, n, m)
+    problems = _problems(values_RS, offsets_GS, out_features, in_features, n, m, v)
     if isa is not None and isa not in ISAS:
         problems.append(f'isa "{isa}": one of {", ".join(ISAS)}')
     if problems:
@@ -169,31 +178,34 @@ def prepare(
     number = -1 if isa is None else ISAS.index(isa)
     if number > loaded().best_isa:
         raise RuntimeError(f"this machine has no {isa}, its best is {ISAS[loaded().best_isa]}")
-    forms = _Forms(values_RS, offsets_RS, (out_features, in_features), n, m, number)
+    forms = _Forms(values_RS, offsets_GS, (out_features, in_features), n, m, number, v)
     _FORMS[values_RS] = forms
-    return PackedWeight(values_RS, offsets_RS, out_features, in_features, n, m, forms)
+    return PackedWeight(values_RS, offsets_GS, out_features, in_features, n, m, v, forms)
 
 
-def _problems(values_RS: Tensor, offsets_RS: Tensor, rows: int, axis: int, n: int, m: int) -> list[str]:
-    if not 1 <= n <= m <= 65536:
-        return [f"the pattern {n}:{m} is none with 1 <= n <= m <= 65536"]
+def _problems(values_RS: Tensor, offsets_GS: Tensor, rows: int, axis: int, n: int, m: int, v: int) -> list[str]:
+    if not 1 <= n <= m <= 65536 or v < 1:
+        return [f"the pattern {n}:{m}v{v} is none with 1 <= n <= m <= 65536, 1 <= v"]
     tail = axis % m
-    size = (rows, axis // m * n + min(n, tail))
+    stored = axis // m * n + min(n, tail)
     wanted = torch.uint8 if m <= 256 else torch.uint16
     problems = [
-        f"{what} have shape {tuple(tensor.shape)}, [{rows}, {axis}] at {n}:{m} has {size}"
-        for what, tensor in (("values", values_RS), ("offsets", offsets_RS))
+        f"{what} have shape {tuple(tensor.shape)}, [{rows}, {axis}] at {Pattern(n, m, v)} has {size}"
+        for what, tensor, size in (
+            ("values", values_RS, (rows, stored)),
+            ("offsets", offsets_GS, (num_groups(rows, v), stored)),
+        )
         if tuple(tensor.shape) != size
     ]
     if values_RS.dtype not in DTYPES:
         problems.append(f"values have dtype {values_RS.dtype}; float32 and bfloat16 are taken")
-    if offsets_RS.dtype != wanted:
-        problems.append(f"offsets have dtype {offsets_RS.dtype}, not {wanted}")
-    if any(tensor.device.type != "cpu" for tensor in (values_RS, offsets_RS)):
+    if offsets_GS.dtype != wanted:
+        problems.append(f"offsets have dtype {offsets_GS.dtype}, not {wanted}")
+    if any(tensor.device.type != "cpu" for tensor in (values_RS, offsets_GS)):
         problems.append("values and offsets must lie on the cpu")
-    if not problems and offsets_RS.numel():
+    if not problems and offsets_GS.numel():
         whole = axis // m * n
-        wide = offsets_RS.to(torch.int32)
+        wide = offsets_GS.to(torch.int32)
         if bool((wide[:, :whole] >= m).any()) or bool((wide[:, whole:] >= max(tail, 1)).any()):
             problems.append("an offset lies outside its block")
     return problems
@@ -216,7 +228,8 @@ def linear(
     """
     if torch.compiler.is_compiling():
         shape = packed.out_features, packed.in_features
-        y = torch.ops.nmflow.linear(x, packed.values, packed.offsets, bias, *shape, packed.n, packed.m, activation)
+        nm = packed.n, packed.m
+        y = torch.ops.nmflow.linear(x, packed.values, packed.offsets, bias, *shape, *nm, activation, packed.v)
         return cast(Tensor, y) if out is None else out.copy_(y)
     _check(x, packed.forms, bias, activation)
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
@@ -366,7 +379,7 @@ def _against_dense(
     """Medians of a call of the native product and of torch's, one after the other."""
     forms, now, x = packed.forms, clock(), source.clone()
     forms.calls[bucket(x.shape[0]), torch.get_num_threads(), activation] = call
-    weight_RK = expand(packed.values, packed.offsets, packed.in_features, packed.n, packed.m)
+    weight_RK = expand(packed.values, packed.offsets, packed.in_features, packed.n, packed.m, packed.v)
     sides: tuple[Callable[[], object], ...] = (
         lambda: _run(x, forms, None, activation, None),
         lambda: activate(F.linear(x, weight_RK), activation),
@@ -388,7 +401,7 @@ def _against_dense(
 _OPERATORS = operators.Library("nmflow", "FRAGMENT")  # type: ignore[no-untyped-call]  # not annotated
 _OPERATORS.define(  # type: ignore[no-untyped-call]  # not annotated
     "linear(Tensor x, Tensor values, Tensor offsets, Tensor? bias, int out_features, int in_features, int n, int m, "
-    "str? activation) -> Tensor"
+    "str? activation, int v=1) -> Tensor"
 )
 
 
@@ -402,13 +415,14 @@ def operator(
     n: int,
     m: int,
     activation: Activation | None,
+    v: int = 1,
 ) -> Tensor:
     """`torch.ops.nmflow.linear`: takes the canonical form, so that an exported program runs on any machine."""
     shape = out_features, in_features
     dense = why_not(device="cpu", dtype=x.dtype, m=m) or why_dense(shape, n, m, x.dtype, x.shape[:-1].numel())
     if dense is not None:
-        return activate(F.linear(x, unpacked(values, offsets, in_features, n, m), bias), activation)
-    forms = _forms_of(values, offsets, shape, n, m)
+        return activate(F.linear(x, unpacked(values, offsets, in_features, n, m, v), bias), activation)
+    forms = _forms_of(values, offsets, shape, n, m, v)
     _check(x, forms, bias, activation)
     return _run(x, forms, bias, activation, None)
 
@@ -422,18 +436,20 @@ def call_for(
     n: int,
     m: int,
     activation: Activation | None,
+    v: int = 1,
 ) -> _Call:
     """The call that `operator` makes for such an x, checked; good while values and offsets stay as they are."""
-    forms = _forms_of(values, offsets, shape, n, m)
+    forms = _forms_of(values, offsets, shape, n, m, v)
     _check(x, forms, bias, activation)
     return forms.remember(x.shape[:-1].numel(), torch.get_num_threads(), activation)
 
 
-def _forms_of(values: Tensor, offsets: Tensor, shape: tuple[int, int], n: int, m: int) -> _Forms:
+def _forms_of(values: Tensor, offsets: Tensor, shape: tuple[int, int], n: int, m: int, v: int) -> _Forms:
     """What was packed of this weight, or a new packing of it."""
     forms = _FORMS.get(values)
-    if forms is None or (forms.shape, forms.n, forms.m, forms.versions) != (shape, n, m, versions(values, offsets)):
-        forms = prepare(values, offsets, *shape, n, m).forms
+    asked = shape, n, m, v, versions(values, offsets)
+    if forms is None or (forms.shape, forms.n, forms.m, forms.v, forms.versions) != asked:
+        forms = prepare(values, offsets, *shape, n, m, v=v).forms
     return forms
 
 
@@ -447,6 +463,7 @@ def _fake(
     n: int,
     m: int,
     activation: str | None,
+    v: int = 1,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], out_features))
 

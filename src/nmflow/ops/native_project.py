@@ -19,6 +19,7 @@ from nmflow.pattern import Pattern
 LARGEST_M = 32768
 """`NMFLOW_PROJECT_LARGEST_M` of native/project.h."""
 
+_ONE_ROW = "it chooses the columns of each row for itself, not for several together"
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _ISAS = {"auto": -1, "portable": 0, "avx2": 1, "avx512": 2}
 _TROUBLE = {
@@ -42,7 +43,7 @@ class _Projection(ctypes.Structure):
 def why_not(**facts: object) -> str | None:
     """Why the native projection cannot run; None where it can.
 
-    Facts: `device` (a type such as "cpu"), `dtype`, `m`, and of all tensors of the call `strides` and `plain`.
+    Facts: `device` (a type such as "cpu"), `dtype`, `m`, `v`, and of all tensors of the call `strides` and `plain`.
     """
     missing = native_library.why_not() or _why_no_entry()
     if missing:
@@ -56,6 +57,8 @@ def why_not(**facts: object) -> str | None:
         return f"it takes float32, bfloat16 and float16, not {dtype}"
     if isinstance(m, int) and m > LARGEST_M:
         return f"blocks of {m} are longer than {LARGEST_M} entries"
+    if facts.get("v") not in (None, 1):
+        return _ONE_ROW
     if isinstance(strides, tuple) and not any(all(stride[dim] == 1 for stride in strides) for dim in (1, 0)):
         return "the entries of a row, or else the rows, must lie next to each other, in every tensor alike"
     return None
@@ -135,6 +138,8 @@ def _check(w_RK: Tensor, pattern: Pattern, outputs: dict[str, Tensor | None]) ->
         wrong.append(f"cast is for a float32 w, not for {w_RK.dtype}")
     if pattern.m > LARGEST_M and not pattern.is_dense:
         wrong.append(f"{pattern}: blocks are longer than {LARGEST_M} entries")
+    if pattern.v != 1:
+        wrong.append(f"{pattern}: {_ONE_ROW}")
     for name, tensor in given.items():
         packed = (*w_RK.shape[:-1], -(-w_RK.shape[-1] // 8)) if name == "bits" and w_RK.dim() else None
         if tensor.device.type != "cpu" or tensor.layout != torch.strided:

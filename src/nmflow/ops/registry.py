@@ -18,10 +18,9 @@ class Kernel:
     not told (None) is not held against it. It must not import what it asks about (`importlib.util.find_spec`
     looks without importing); `run` imports at its first call, so that nothing optional is loaded before it is chosen.
 
-    Facts of `linear`: `device` (a type such as "cpu"), `dtype`, `shape` (out, in), `n`, `m`, `tokens` (rows of x),
-    `needs_grad`, `autocast`, `same_dtype` (of x, weight and bias).
-    Facts of `project`: `device`, `dtype`, `m`, `strides` (of every tensor), `plain` (all are
-    ordinary tensors).
+    Facts of `linear`: `device` (a type such as "cpu"), `dtype`, `shape` (out, in), `n`, `m`, `v` (rows that share
+    their columns), `tokens` (rows of x), `needs_grad`, `autocast`, `same_dtype` (of x, weight and bias).
+    Facts of `project`: `device`, `dtype`, `m`, `v`, `strides` (of every tensor), `plain` (all are ordinary tensors).
     """
 
     name: str

@@ -1,6 +1,7 @@
 """What is wrong with a weight, block by block: the one form in which `compress`, `verify` and files say it.
 
-Shape suffixes: R rows, G blocks of a row, S stored entries of a row.
+Shape suffixes: R rows, H groups of V rows that share their columns (each row, where V is 1), G blocks of a row, S
+stored entries of a row.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nmflow.groups import joined, num_groups
+from nmflow.masks import block_counts
 from nmflow.ops.reference import columns
 from nmflow.pattern import Pattern
 
@@ -25,53 +28,70 @@ class BrokenBlock:
     row: int
     block: int
     nonzeros: int
+    """Non-zeros of one row; of rows that share their columns, columns that are not zero in all of them."""
     reason: str
     """Why it is broken, with what is allowed: `3 non-zeros, 1 allowed`."""
+    rows: int = 1
+    """How many rows, from `row` on, have the block in common."""
 
     def __str__(self) -> str:
-        return f"row {self.row}, block {self.block}: {self.reason}"
+        which = f"row {self.row}" if self.rows == 1 else f"rows {self.row}-{self.row + self.rows - 1}"
+        return f"{which}, block {self.block}: {self.reason}"
 
 
-def too_full(counts_RG: Tensor, pattern: Pattern, first_row: int = 0) -> tuple[int, tuple[BrokenBlock, ...]]:
-    """(how many, the first few) of the blocks whose count of non-zeros, [R, G], exceeds N."""
-    broken_RG = counts_RG > pattern.n
-    num_broken = int(broken_RG.count_nonzero())
-    shown = _first(broken_RG) if num_broken else []
+def too_full(rows_RK: Tensor, pattern: Pattern, first_row: int = 0) -> tuple[int, tuple[BrokenBlock, ...]]:
+    """(how many, the first few) of the blocks of these rows that hold more non-zeros than N."""
+    counts_HG = block_counts(rows_RK, pattern)
+    broken_HG = counts_HG > pattern.n
+    num_broken = int(broken_HG.count_nonzero())
+    shown = _first(broken_HG) if num_broken else []
     return num_broken, tuple(
-        BrokenBlock(
-            first_row + row,
-            block,
-            int(counts_RG[row, block]),
-            f"{int(counts_RG[row, block])} non-zeros, {pattern.n} allowed",
-        )
-        for row, block in shown
+        too_full_block(group, block, int(counts_HG[group, block]), pattern, rows_RK.shape[0], first_row)
+        for group, block in shown
     )
 
 
+def too_full_block(
+    group: int, block: int, count: int, pattern: Pattern, num_rows: int, first_row: int = 0
+) -> BrokenBlock:
+    """What is said of a block with `count` non-zeros; groups are counted within `num_rows` rows from `first_row` on."""
+    what = "non-zeros" if pattern.v == 1 else "non-zero columns"
+    reason = f"{count} {what}, {pattern.n} allowed"
+    row = group * pattern.v
+    return BrokenBlock(first_row + row, block, count, reason, min(pattern.v, num_rows - row))
+
+
 def bad_offsets(
-    offsets_RS: Tensor, values_RS: Tensor, axis: int, pattern: Pattern, first_row: int = 0
+    offsets_HS: Tensor, values_RS: Tensor, axis: int, pattern: Pattern, first_row: int = 0
 ) -> tuple[int, tuple[BrokenBlock, ...]]:
     """(how many, the first few) of the blocks with an offset beyond their end or not above the one before it."""
-    offsets = offsets_RS.to(torch.int64)
+    offsets = offsets_HS.to(torch.int64)
     block_S = torch.arange(offsets.shape[1], device=offsets.device) // pattern.n
-    out_of_range = (offsets >= pattern.m) | (columns(offsets_RS, pattern.n, pattern.m) >= axis)
+    out_of_range = (offsets >= pattern.m) | (columns(offsets_HS, pattern.n, pattern.m) >= axis)
     unordered = torch.zeros_like(out_of_range)
     unordered[:, 1:] = (offsets.diff(dim=1) <= 0) & (block_S.diff() == 0)
     faulty = out_of_range | unordered
     if not bool(faulty.any()):
         return 0, ()
     num_blocks = -(-axis // pattern.m)
-    faulty_RG = torch.zeros(offsets.shape[0], num_blocks, dtype=torch.bool, device=offsets.device)
-    row_of, slot_of = faulty.nonzero(as_tuple=True)
-    faulty_RG[row_of, block_S[slot_of]] = True
+    faulty_HG = torch.zeros(offsets.shape[0], num_blocks, dtype=torch.bool, device=offsets.device)
+    group_of, slot_of = faulty.nonzero(as_tuple=True)
+    faulty_HG[group_of, block_S[slot_of]] = True
     shown = []
-    for row, block in _first(faulty_RG):
+    for group, block in _first(faulty_HG):
         mine = slice(block * pattern.n, (block + 1) * pattern.n)
-        found = offsets[row, mine].tolist()
+        found = offsets[group, mine].tolist()
         width = min(pattern.m, axis - block * pattern.m)
         reason = f"offsets {_short(found)} of a block of {width}; they must rise and lie below {width}"
-        shown.append(BrokenBlock(first_row + row, block, int(values_RS[row, mine].count_nonzero()), reason))
-    return int(faulty_RG.count_nonzero()), tuple(shown)
+        values = values_RS[group * pattern.v : (group + 1) * pattern.v, mine]
+        nonzeros = int(joined(values != 0, values.shape[0]).count_nonzero())
+        shown.append(BrokenBlock(first_row + group * pattern.v, block, nonzeros, reason, values.shape[0]))
+    return int(faulty_HG.count_nonzero()), tuple(shown)
+
+
+def num_blocks_of(num_rows: int, axis: int, pattern: Pattern) -> int:
+    """Blocks of V x M entries that these rows have, shorter last ones included."""
+    return num_groups(num_rows, pattern.v) * -(-axis // pattern.m)
 
 
 def finite_problems(name: str, weight: Tensor) -> list[str]:
@@ -87,8 +107,8 @@ def named(num_broken: int, shown: Sequence[BrokenBlock]) -> str:
     return "; ".join([*map(str, shown), *more])
 
 
-def _first(broken_RG: Tensor) -> list[tuple[int, int]]:
-    return [(int(row), int(block)) for row, block in broken_RG.nonzero()[:SHOWN].tolist()]
+def _first(broken_HG: Tensor) -> list[tuple[int, int]]:
+    return [(int(group), int(block)) for group, block in broken_HG.nonzero()[:SHOWN].tolist()]
 
 
 def _short(numbers: Sequence[int]) -> str:

@@ -20,14 +20,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nmflow.runtime.atomic import replacing
-from nmflow.runtime.format import offset_dtype_of
+from nmflow.runtime.format import offset_dtype_of, stored_sizes
 from nmflow.runtime.parts import StoredWeight, stored_weights
 from nmflow.targets import Candidate, Slot, candidates_of_names, slots_from_json, slots_to_json
 
 COMPRESSED = "nmflow-compressed"
 DENSE = "nmflow-dense"
 FORMATS = (COMPRESSED, DENSE)
-VERSION = 1
+VERSION, VERSION_OF_GROUPS = 1, 2
+"""A file is of the second version where any pattern lets V rows share their offsets (`1:8v64`), else of the first: what
+reads the first alone refuses the one and goes on reading the other."""
 CONVENTION = "N of every M consecutive weights are kept"
 MODEL_FILE = "model.safetensors"
 """What a run folder calls its finished model."""
@@ -55,7 +57,7 @@ class Header:
         """As safetensors stores it. The inverse is `header_of`."""
         content = {
             "format": self.format,
-            "format_version": VERSION,
+            "format_version": _version_of(self.slots),
             "convention": CONVENTION,
             "slots": slots_to_json(self.slots),
             "dtypes": dict(self.dtypes),
@@ -78,8 +80,8 @@ def header_of(metadata: Mapping[str, str] | None) -> Header | None:
     if not isinstance(content, dict):
         raise ValueError(f'its metadata under "{_KEY}" is not an object')
     version, kind = content.get("format_version"), content.get("format")
-    if version != VERSION or isinstance(version, bool):
-        raise ValueError(f"it has format_version {version!r}; this nmflow reads {VERSION}")
+    if version not in (VERSION, VERSION_OF_GROUPS) or isinstance(version, bool):
+        raise ValueError(f"it has format_version {version!r}; this nmflow reads {VERSION} and {VERSION_OF_GROUPS}")
     if kind not in FORMATS:
         raise ValueError(f"it has format {kind!r}; this nmflow reads {' and '.join(FORMATS)}")
     if content.get("convention") != CONVENTION:
@@ -89,7 +91,14 @@ def header_of(metadata: Mapping[str, str] | None) -> Header | None:
         if not isinstance(mapping, dict) or not all(isinstance(value, str) for value in mapping.values()):
             raise ValueError(f"its {key} are not an object of names: {str(mapping)[:80]}")
     dtypes, aliases = (cast("dict[str, str]", names[key]) for key in ("dtypes", "aliases"))
-    return Header(kind, read_slots(content.get("slots")), dtypes, aliases)
+    slots = read_slots(content.get("slots"))
+    if version != _version_of(slots):
+        raise ValueError(f"it has format_version {version}, its patterns are those of {_version_of(slots)}")
+    return Header(kind, slots, dtypes, aliases)
+
+
+def _version_of(slots: Sequence[Slot]) -> int:
+    return VERSION_OF_GROUPS if any(slot.pattern.v > 1 for slot in slots) else VERSION
 
 
 def read_slots(data: object) -> tuple[Slot, ...]:
@@ -173,9 +182,9 @@ def tensors_of(weight: StoredWeight, dtype: torch.dtype) -> dict[str, tuple[torc
         if part.pattern is None:
             wanted[part.label] = dtype, (rows, weight.axis)
         else:
-            size = (rows, part.pattern.kept(weight.axis))
-            wanted[f"{part.label}.values"] = dtype, size
-            wanted[f"{part.label}.offsets"] = offset_dtype_of(part.pattern), size
+            of_values, of_offsets = stored_sizes((rows, weight.axis), part.pattern)
+            wanted[f"{part.label}.values"] = dtype, of_values
+            wanted[f"{part.label}.offsets"] = offset_dtype_of(part.pattern), of_offsets
     return wanted
 
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from nmflow.attach import attached_weights
 from nmflow.layout import to_rows
-from nmflow.masks import block_counts
 from nmflow.runtime.blocks import finite_problems, named, too_full
 from nmflow.runtime.format import LARGEST_M, CompressedNM
 from nmflow.runtime.found import found_slots
@@ -122,8 +121,7 @@ def weight_problems(stored: StoredWeight, weights: Mapping[str, Tensor]) -> list
         if part.pattern.m > LARGEST_M:
             problems.append(f"{part.label}: {part.pattern}: blocks of more than {LARGEST_M} have no compressed form")
             continue
-        counts_RG = block_counts(rows_RK[part.start : part.stop], part.pattern)
-        num_broken, shown = too_full(counts_RG, part.pattern, part.start)
+        num_broken, shown = too_full(rows_RK[part.start : part.stop], part.pattern, part.start)
         if num_broken:
             problems.append(f"{part.label} is not {part.pattern}: {named(num_broken, shown)}")
     return problems

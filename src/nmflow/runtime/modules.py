@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nmflow import ops
 from nmflow.ops import native_library
 from nmflow.ops.dense import Activation, activate, unpacked, versions
+from nmflow.pattern import Pattern
 from nmflow.runtime.format import CompressedNM, weight_of
 from nmflow.runtime.parts import StoredWeight
 from nmflow.runtime.view import WeightView
@@ -31,7 +32,7 @@ class PackedRows(nn.Module):
     """Compressed rows of a weight: the buffers `values` and `offsets`, and the pattern in a buffer of its own.
 
     The pattern is part of the state dict because 1:4 and 2:8 have the same shapes: loading one into the other
-    must not go unnoticed.
+    must not go unnoticed. It is [n, m], and [n, m, v] where V rows share their offsets.
     """
 
     values: Tensor
@@ -45,7 +46,7 @@ class PackedRows(nn.Module):
         self._bound: ops.BoundLinear | None = None
         self.register_buffer("values", compressed.values)
         self.register_buffer("offsets", compressed.offsets)
-        self.register_buffer("nm", torch.tensor([self.pattern.n, self.pattern.m], device=compressed.values.device))
+        self.register_buffer("nm", torch.tensor(_numbers(self.pattern), device=compressed.values.device))
 
     @property
     def compressed(self) -> CompressedNM:
@@ -66,11 +67,14 @@ class PackedRows(nn.Module):
         if not native_library.recording():
             bound = self._bound
             if bound is None or not bound.holds(values, offsets):
-                bound = self._bound = ops.BoundLinear(values, offsets, self.shape, self.pattern.n, self.pattern.m)
+                pattern = self.pattern
+                bound = ops.BoundLinear(values, offsets, self.shape, pattern.n, pattern.m, pattern.v)
+                self._bound = bound
             y = bound(x, bias, activation)
             if y is not None:
                 return y
-        return ops.linear(x, values, offsets, self.shape, self.pattern.n, self.pattern.m, bias, activation)
+        n, m, v = self.pattern.n, self.pattern.m, self.pattern.v
+        return ops.linear(x, values, offsets, self.shape, n, m, bias, activation, v)
 
     def kernel(self) -> str:
         """Who multiplies; two names where it depends on the number of tokens."""
@@ -78,13 +82,13 @@ class PackedRows(nn.Module):
 
     def kernel_for(self, tokens: int) -> str:
         """Who multiplies so many tokens."""
-        n, m, device = self.pattern.n, self.pattern.m, self.values.device.type
-        facts = {"device": device, "dtype": self.values.dtype, "shape": self.shape, "n": n, "m": m}
+        n, m, v, device = self.pattern.n, self.pattern.m, self.pattern.v, self.values.device.type
+        facts = {"device": device, "dtype": self.values.dtype, "shape": self.shape, "n": n, "m": m, "v": v}
         return ops.select("linear", tokens=tokens, **facts).name
 
     def dense(self) -> Tensor:
         """The dense rows, unpacked once and kept."""
-        return unpacked(self.values, self.offsets, self.shape[1], self.pattern.n, self.pattern.m)
+        return unpacked(self.values, self.offsets, self.shape[1], self.pattern.n, self.pattern.m, self.pattern.v)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_bound": None}  # addresses mean nothing to a copy
@@ -92,10 +96,15 @@ class PackedRows(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         found = state_dict.get(f"{prefix}nm")
-        if found is not None and found.tolist() != [self.pattern.n, self.pattern.m]:
-            n_m = ":".join(map(str, found.tolist()))
+        if found is not None and found.tolist() != _numbers(self.pattern):
+            n_m, v = found.tolist()[:2], found.tolist()[2:]
+            held = "v".join([":".join(map(str, n_m)), *map(str, v)])
             error_messages = args[-1]
-            error_messages.append(f"{prefix[:-1]}: the state dict holds {n_m}, this layer {self.pattern}")
+            error_messages.append(f"{prefix[:-1]}: the state dict holds {held}, this layer {self.pattern}")
+
+
+def _numbers(pattern: Pattern) -> list[int]:
+    return [pattern.n, pattern.m, *([pattern.v] if pattern.v > 1 else [])]
 
 
 class DenseRows(nn.Module):
@@ -195,6 +204,8 @@ class PackedWeight(nn.ModuleList):
         """Slices of one pattern (a fused query, key and value) as one, for one product in place of three."""
         parts = [part for part in self.rows if isinstance(part, PackedRows)]
         if len(parts) < len(self._modules) or any(part.pattern != parts[0].pattern for part in parts):
+            return None
+        if any(part.shape[0] % part.pattern.v for part in parts[:-1]):  # a shorter group in the middle of the whole
             return None
         sources = tuple(tensor for part in parts for tensor in (part.values, part.offsets))
         joined = self._joined

@@ -65,7 +65,7 @@ def tune(
     found: dict[Key, Tuned] = {}
     for rows, tokens in seen:
         values, offsets, pattern = rows.values, rows.offsets, rows.pattern
-        packed = native.prepare(values, offsets, *rows.shape, pattern.n, pattern.m)
+        packed = native.prepare(values, offsets, *rows.shape, pattern.n, pattern.m, v=pattern.v)
         key = packed.forms.key(tokens, torch.get_num_threads())
         if key in found:
             continue

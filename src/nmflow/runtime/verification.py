@@ -11,10 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from nmflow.layout import to_rows
-from nmflow.masks import block_counts
 from nmflow.ops.reference import columns
-from nmflow.pattern import Pattern
-from nmflow.runtime.blocks import SHOWN, BrokenBlock, bad_offsets, finite_problems, named, too_full
+from nmflow.runtime.blocks import (
+    SHOWN,
+    BrokenBlock,
+    bad_offsets,
+    finite_problems,
+    named,
+    num_blocks_of,
+    too_full,
+    too_full_block,
+)
 from nmflow.runtime.compress_files import slots_of_file
 from nmflow.runtime.container import COMPRESSED, TensorFile, listed, open_file
 from nmflow.runtime.convert import decompress, is_compressed
@@ -65,6 +72,8 @@ class VerifyReport:
 
 def verify(subject: nn.Module | str | os.PathLike[str], targets: Targets | None = None) -> VerifyReport:
     """Check that every block of M weights has at most N non-zeros. Nearly zero is not zero.
+
+    Where V rows share their columns, a block is V x M weights and at most N of its columns are not zero throughout.
 
     A model is read as its forward reads it: under a live `Sparsifier` W~ is checked, in a compressed model the
     unpacked weight. A path is a safetensors file, dense or compressed, or a run folder with a `model.safetensors`.
@@ -118,9 +127,9 @@ def _check_slots(slots: tuple[Slot, ...], read: Callable[[str], Tensor | None], 
         else:
             start, stop = slot.row_range
             rows_RK = to_rows(weight, slot.layout)[start:stop]
-            counts_RG = block_counts(rows_RK, slot.pattern)
-            num_broken, first = too_full(counts_RG, slot.pattern, start)
-            checks.append(LayerCheck(slot.label, str(slot.pattern), counts_RG.numel(), num_broken, first))
+            num_broken, first = too_full(rows_RK, slot.pattern, start)
+            num_blocks = num_blocks_of(stop - start, slot.axis, slot.pattern)
+            checks.append(LayerCheck(slot.label, str(slot.pattern), num_blocks, num_broken, first))
     if problems:
         raise ValueError(listed(f"{where} cannot be verified:", list(dict.fromkeys(problems))))
     return checks
@@ -156,7 +165,7 @@ def _check_stored(file: TensorFile, weight: StoredWeight, part: Part) -> LayerCh
     assert part.pattern is not None
     values, offsets = file.read(f"{part.label}.values"), file.read(f"{part.label}.offsets")
     num_broken, first = bad_offsets(offsets, values, weight.axis, part.pattern, part.start)
-    blocks = (part.stop - part.start) * _blocks_of(weight.axis, part.pattern)
+    blocks = num_blocks_of(part.stop - part.start, weight.axis, part.pattern)
     return LayerCheck(part.label, str(part.pattern), blocks, num_broken, first)
 
 
@@ -166,18 +175,22 @@ def _check_asked(file: TensorFile, weight: StoredWeight, slot: Slot) -> LayerChe
     A hostile file could make a dense weight tens of thousands of times larger than itself.
     """
     start, stop = slot.row_range
-    num_blocks = _blocks_of(weight.axis, slot.pattern)
-    in_block = []
+    pattern, axis = slot.pattern, weight.axis
+    used = []
     for row, column in _nonzeros(file, weight):
         mine = (row >= start) & (row < stop)
-        in_block.append(row[mine] * num_blocks + column[mine] // slot.pattern.m)
-    block, count = torch.unique(torch.cat(in_block), return_counts=True)
-    full = count > slot.pattern.n
+        used.append((row[mine] - start) // pattern.v * axis + column[mine])
+    used_once = torch.unique(torch.cat(used))  # a column counts once, however many rows of its group have it
+    blocks_of_row = num_blocks_of(1, axis, pattern)
+    in_block = used_once // axis * blocks_of_row + used_once % axis // pattern.m
+    block, count = torch.unique_consecutive(in_block, return_counts=True)
+    full = count > pattern.n
     first = tuple(
-        BrokenBlock(b // num_blocks, b % num_blocks, c, f"{c} non-zeros, {slot.pattern.n} allowed")
+        too_full_block(b // blocks_of_row, b % blocks_of_row, c, pattern, stop - start, start)
         for b, c in zip(block[full][:SHOWN].tolist(), count[full][:SHOWN].tolist(), strict=True)
     )
-    return LayerCheck(slot.label, str(slot.pattern), (stop - start) * num_blocks, int(full.sum()), first)
+    num_blocks = num_blocks_of(stop - start, axis, pattern)
+    return LayerCheck(slot.label, str(pattern), num_blocks, int(full.sum()), first)
 
 
 def _nonzeros(file: TensorFile, weight: StoredWeight) -> Iterator[tuple[Tensor, Tensor]]:
@@ -187,9 +200,6 @@ def _nonzeros(file: TensorFile, weight: StoredWeight) -> Iterator[tuple[Tensor, 
             row, column = file.read(part.label).nonzero(as_tuple=True)
         else:
             row, slot_of = file.read(f"{part.label}.values").nonzero(as_tuple=True)
-            column = columns(file.read(f"{part.label}.offsets"), part.pattern.n, part.pattern.m)[row, slot_of]
+            column_HS = columns(file.read(f"{part.label}.offsets"), part.pattern.n, part.pattern.m)
+            column = column_HS[row // part.pattern.v, slot_of]
         yield row + part.start, column
-
-
-def _blocks_of(axis: int, pattern: Pattern) -> int:
-    return -(-axis // pattern.m)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from nmflow.pattern import Pattern
-from nmflow.schedules.checks import is_number, step_in_run, whole
+from nmflow.schedules.checks import group_problems, is_number, on_the_way, step_in_run, whole
 from nmflow.schedules.custom import Schedule, read_schedule
 from nmflow.schedules.stage import PRUNED_GRADIENTS, MaskRule, PrunedGradient, Stage
 from nmflow.schedules.window import Window, equal_starts, step_of
@@ -86,7 +86,8 @@ class PhasedRecipe(Recipe):
     """Keep the mask that fine-tune begins with; otherwise it is taken from W after every step, to the end."""
     schedule: Schedule | None = None
     """Patterns by fraction of the run, pairs or a mapping, in place of `dense` and of the recipe's own
-    patterns; the last one has to be the target, and without mask decay its start ends the decay phase."""
+    patterns; the last one has to be the target (whose V all of them have), and without mask decay its start ends the
+    decay phase."""
 
     def __post_init__(self) -> None:
         problems = self._settle_schedule()
@@ -175,9 +176,9 @@ class PhasedRecipe(Recipe):
 
     def _scheduled_window(self, schedule: Schedule, total_steps: int, target: Pattern) -> Window:
         starts = tuple(step_of(fraction, total_steps) for fraction, _ in schedule)
-        patterns = tuple(pattern for _, pattern in schedule)
+        patterns = tuple(on_the_way(pattern, target) for _, pattern in schedule)
         e = starts[-1] if self.decay_end is None else step_of(self.decay_end, total_steps)
-        problems = []
+        problems = group_problems(patterns, target)
         if patterns[-1] != target:
             problems.append(f"the schedule ends in {patterns[-1]}, the target is {target}; make them the same")
         if len(set(starts)) < len(starts) or (self.decays_mask and e == starts[0]):

@@ -20,7 +20,7 @@ def read_schedule(given: Mapping[float, Any] | Iterable[Any]) -> Schedule:
     the entries are no such pairs.
 
     >>> read_schedule({0.05: "4:8", 0.4: "1:8"})
-    ((0.05, Pattern(n=4, m=8)), (0.4, Pattern(n=1, m=8)))
+    ((0.05, Pattern(n=4, m=8, v=1)), (0.4, Pattern(n=1, m=8, v=1)))
     """
     schedule = tuple(_read_entry(entry) for entry in _entries(given))
     if not schedule:

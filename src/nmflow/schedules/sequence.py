@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from nmflow.pattern import Pattern
 from nmflow.schedules.base import PhasedRecipe, Recipe
-from nmflow.schedules.checks import denser, is_number, step_in_run, whole
+from nmflow.schedules.checks import denser, group_problems, is_number, on_the_way, step_in_run, whole
 from nmflow.schedules.stage import Stage
 from nmflow.schedules.window import Window, step_of
 
@@ -21,7 +21,7 @@ class Part:
     recipe: PhasedRecipe
     until: float
     pattern: Pattern | None = None
-    """None: the target of the run."""
+    """None: the target of the run. It has the V of the target, too, where it says none."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Sequence(Recipe):
     A part counts its own steps: its fractions are of its length. The dense phase of a later part stays at
     Φ_outer (Φ = Φ_outer, D = 0); the whole has one fine-tune phase, the last part's. Source: docs/method.md, section 4.
 
-    Raises `ValueError` where a density would rise, and where D > 0 meets masks that are not nested.
+    Raises `ValueError` where a density would rise, where D > 0 meets masks that are not nested, and where a pattern on
+    the way has another V than the target.
     """
 
     name: ClassVar[str] = "sequence"
@@ -90,13 +91,14 @@ class Sequence(Recipe):
         problems = []
         start, outer = 0, Pattern.dense()
         for number, part in enumerate(self.parts, 1):
-            stop, end = step_of(part.until, total_steps), part.pattern or target
+            stop, end = step_of(part.until, total_steps), on_the_way(part.pattern or target, target)
             leg = _Leg(part.recipe, start, stop - start, outer, end)
             problems += [f"part {number}: {problem}" for problem in leg.problems(axis)]
             legs.append(leg)
             start, outer = stop, end
-        if self.parts[-1].pattern not in (None, target):
-            problems.append(f"the last part ends in {self.parts[-1].pattern}, the target is {target}")
+        problems += group_problems((leg.end for leg in legs), target)
+        if legs[-1].end != target:
+            problems.append(f"the last part ends in {legs[-1].end}, the target is {target}")
         if problems:
             raise ValueError(f"recipe sequence, total_steps={total_steps}: {'; '.join(problems)}")
         return legs

@@ -1,4 +1,4 @@
-"""Structure decay (SdGf): D = 0 throughout, and the pattern tightens step by step down to the target."""
+"""Structure decay (SdGf): D = 0 throughout, and the pattern tightens step by step down to the target, V stays."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class SdgfGeometric(PhasedRecipe):
 
     def patterns(self, target: Pattern, axis: int | None) -> tuple[Pattern, ...]:
         k = geometric_factor(target, axis)
-        return tuple(Pattern(target.n * 2**i, target.m * 2**i) for i in reversed(range(k.bit_length())))
+        return tuple(Pattern(target.n * 2**i, target.m * 2**i, target.v) for i in reversed(range(k.bit_length())))
 
     def notes(self, target: Pattern | str, axis: int | None = None) -> tuple[str, ...]:
         target = Pattern.parse(target)
@@ -63,7 +63,7 @@ def stepwise_patterns(target: Pattern) -> tuple[Pattern, ...]:
     n, m = target.n, target.m
     kept = [m - 1] + [-(-m // 2**k) for k in range(1, m.bit_length() + 1)]
     between = sorted({number for number in kept if n < number < m}, reverse=True)
-    return (*(Pattern(number, m) for number in between), target)
+    return (*(Pattern(number, m, target.v) for number in between), target)
 
 
 def geometric_factor(target: Pattern, axis: int | None) -> int:
