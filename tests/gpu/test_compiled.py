@@ -48,6 +48,24 @@ def projection(pattern: str, lie: str = "rows", dtype: str = "fp32", cast: bool 
     }
 
 
+def groups(pattern: str, v: int) -> dict[str, Any]:
+    """The projection where V rows share their columns."""
+    n, m = map(int, pattern.split(":"))
+    cut = project.tiling(n, m, 1 << 20, columns=False, entries=256)
+    pointers = {"w_ptr": "*fp32", "mask_ptr": "*u8", "effective_ptr": "*fp32", "flips_ptr": "*i64", "decay": "fp32"}
+    strides = ["w_stride", "mask_stride", "effective_stride", "num_rows", "tiles", "axis"]
+    steps = dict.fromkeys(("w_step", "mask_step", "effective_step"), 1)
+    tile = {"N": n, "M": m, "V": v, "WIDTH": cut.width, "BLOCKS": cut.blocks, "METHOD": cut.method}
+    return {
+        "kernel": "nmflow.ops.gpu.kernels.project.project_groups_kernel",
+        "signature": {**pointers, **dict.fromkeys(strides, "i32")},
+        "constants": {**tile, **steps, "cast_ptr": None, "cast_stride": 0, "cast_step": 0},
+        "divisible": [*pointers][:3] + strides[:3],
+        "warps": 2,
+        "weights": cut.width * cut.blocks,
+    }
+
+
 # Instructions a weight: 201 million of them, ViT-Large's FF layers, at 30 are 180 µs of an H100's issue slots, less
 # than the 470 µs that ten bytes a weight take at 4.3 TB/s.
 PROJECTIONS = {
@@ -66,8 +84,12 @@ PROJECTIONS = {
 
 @pytest.fixture(scope="module")
 def projections() -> dict[str, dict[str, Any]]:
-    found = compiled([request for request, _ in PROJECTIONS.values()])
-    return dict(zip(PROJECTIONS, found, strict=True))
+    found = compiled([*(request for request, _ in PROJECTIONS.values()), groups("1:8", 64)])
+    return dict(zip([*PROJECTIONS, "groups"], found, strict=True))
+
+
+def test_the_projection_of_groups_spills_nothing(projections: dict[str, dict[str, Any]]) -> None:
+    assert projections["groups"]["stack"] == projections["groups"]["local"] == 0
 
 
 @pytest.mark.parametrize("name", PROJECTIONS)

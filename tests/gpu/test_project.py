@@ -84,6 +84,35 @@ def test_nan_payloads_and_signs_do_not_rank(dtype: torch.dtype) -> None:
         assert torch.equal(mask.cpu(), survivors(w, form.n, form.m))
 
 
+@pytest.mark.parametrize("lie", LIE)
+@pytest.mark.parametrize("pattern", ["1:4v4", "2:4v3", "3:7v2", "7:8v5"])
+def test_rows_that_share_their_columns(pattern: str, lie: str) -> None:
+    """The oracle adds numbers in row order, one at a time."""
+    form = Pattern.parse(pattern)
+    for dtype, decay in ((torch.float32, 0.37), (torch.float16, 0.0), (torch.bfloat16, 0.0)):
+        for kind, shape in (("random", (2 * form.v, 3 * form.m)), ("tied", (form.v + 1, 2 * form.m + 1))):
+            w = weights(kind, *shape, dtype)
+            scores = torch.zeros(-(-shape[0] // form.v), shape[1])
+            for row in range(shape[0]):
+                scores[row // form.v] += w[row].float().abs()
+            keep = survivors(scores, form.n, form.m).repeat_interleave(form.v, 0)[: shape[0]]
+            before = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.5
+            mask, effective = lying(before.to(DEVICE), lie).clone(), lying(torch.full_like(w, NAN).to(DEVICE), lie)
+            flips = project_triton(lying(w, lie).to(DEVICE), form, decay, "partial", mask, effective)
+            assert torch.equal(mask.cpu(), keep)
+            assert int(flips) == int((before != keep).sum())
+            assert same_bits(effective.cpu(), torch.where(keep, w, w * decay if decay else torch.zeros_like(w)))
+
+
+def test_groups_that_v_does_not_divide_are_the_remainders() -> None:
+    w = torch.randn(3, 8, device=DEVICE)
+    mask, effective = torch.zeros_like(w, dtype=torch.bool), torch.full_like(w, 7.0)
+    with pytest.raises(ValueError, match="3 rows, 2 does not divide them"):
+        project_triton(w, Pattern(1, 4, 2), 0.0, "error", mask, effective)
+    assert bool((effective == 7).all())
+    assert int(project_triton(w, Pattern(1, 4, 2), 0.0, "skip", mask, effective)) == 24
+
+
 def test_tiles_that_are_not_full() -> None:
     check("random", (37, 128), torch.float32, "1:4", 0.37, "rows")  # 1184 blocks in tiles of 512
     check("random", (1300, 8), torch.float32, "1:4", 0.37, "columns")  # 1300 rows in tiles of 1024
@@ -149,7 +178,8 @@ def test_why_not_answers_with_a_reason() -> None:
 @pytest.mark.parametrize("lie", LIE)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_it_is_used_once_it_has_agreed_with_plain_torch(dtype: torch.dtype, lie: str) -> None:
-    assert agreement(Pattern(2, 4), dtype, torch.device(DEVICE), lie == "columns")
+    for pattern in (Pattern(2, 4), Pattern(1, 8, 3)):
+        assert agreement(pattern, dtype, torch.device(DEVICE), lie == "columns")
 
 
 def test_a_kernel_that_errs_or_fails_is_told_and_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

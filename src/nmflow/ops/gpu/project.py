@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ _ROWS = 2048, 16
 """Entries of a program's tile, and of a thread: four wide loads in flight, and few registers."""
 _COLUMNS = 4096, 64
 """The same where rows are neighbours: a thread that holds more of a block has fewer to ask for the rest of it."""
+_STRIP = 256
+"""Entries of a tile that goes down V rows."""
 
 
 class Tiling(NamedTuple):
@@ -36,15 +38,15 @@ class Tiling(NamedTuple):
     method: str
 
 
-def tiling(n: int, m: int, inner: int, columns: bool) -> Tiling:
-    """Tile and selection for a pattern, over `inner` blocks, or rows where `columns`.
+def tiling(n: int, m: int, inner: int, columns: bool, entries: int = 0) -> Tiling:
+    """Tile (of `entries`, by default what suits) and selection for a pattern, over `inner` blocks, or rows (`columns`).
 
     >>> tiling(1, 16, 4096, columns=False), tiling(3, 5, 8, columns=False)
     (Tiling(width=16, blocks=128, warps=4, method='first'), Tiling(width=8, blocks=8, warps=1, method='sort'))
     """
     width = _power_of_two(m)
-    entries, a_thread = _COLUMNS if columns else _ROWS
-    blocks = min(max(1, entries // width), _power_of_two(inner))
+    usual, a_thread = _COLUMNS if columns else _ROWS
+    blocks = min(max(1, (entries or usual) // width), _power_of_two(inner))
     if n == 1:
         method = "first"
     elif n == m - 1 and m == width:  # a filled-up block has more than one entry to let go of
@@ -93,7 +95,8 @@ def agreement(pattern: Pattern, dtype: torch.dtype, device: torch.device, column
     Warns where the answer is no, or where Triton fails.
     """
     generator = torch.Generator().manual_seed(0)
-    w = (4 * torch.randn(pattern.m * 3 + 1, 48, generator=generator)).round() / 8
+    size = pattern.m * 3 + 1, 48 if pattern.v == 1 else 2 * pattern.v + 1
+    w = (4 * torch.randn(size, generator=generator)).round() / 8
     w = (w.t() if columns else w.t().contiguous()).to(device, dtype)
     outputs = [(torch.zeros_like(w, dtype=torch.bool), torch.full_like(w, torch.nan)) for _ in range(2)]
     try:
@@ -126,12 +129,12 @@ def project_triton(
 
     Bit for bit what `nmflow.ops.projection.project` writes. `mask_RK` is bool, `effective_RK` of W's dtype,
     `cast_RK` takes W~ rounded to bfloat16. Tensors lie alike: all with the entries of a row next to each other, or all
-    with the rows. Raises `ValueError` where M does not divide K under `remainder="error"`.
+    with the rows. Raises `ValueError` where M does not divide K, or V does not divide R, under `remainder="error"`.
     Source: Bambhaniya et al. 2025, section 3.
     """
     num_rows, axis = w_RK.shape
-    if axis % pattern.m and remainder != "partial":
-        rows_mask(w_RK[:0], pattern, remainder)  # raises where the remainder is refused
+    if (axis % pattern.m or num_rows % pattern.v) and remainder != "partial":
+        rows_mask(torch.empty(w_RK.shape, device="meta"), pattern, remainder)  # raises where a remainder is refused
         pattern = Pattern.dense()
     flips = torch.zeros((), dtype=torch.int64, device=w_RK.device)
     if pattern.is_dense or not w_RK.numel():
@@ -141,40 +144,75 @@ def project_triton(
         if cast_RK is not None:
             cast_RK.copy_(w_RK)
         return flips
+    tensors = [w_RK, mask_RK.view(torch.uint8), effective_RK] + ([] if cast_RK is None else [cast_RK])
+    launch = _launch if pattern.v == 1 else _launch_groups
+    with available.beside(w_RK):
+        launch(tensors, flips, pattern, float(decay))
+    for tensor in (mask_RK, effective_RK, cast_RK):
+        if tensor is not None and not tensor.is_inference():
+            torch.autograd.graph.increment_version(tensor)  # written behind autograd's back
+    return flips
 
+
+def _launch(tensors: list[Tensor], flips: Tensor, pattern: Pattern, decay: float) -> None:
+    """Each row for itself."""
     from nmflow.ops.gpu.kernels.project import project_kernel
 
-    tensors = [w_RK, mask_RK.view(torch.uint8), effective_RK] + ([] if cast_RK is None else [cast_RK])
+    num_rows, axis = tensors[0].shape
     columns = not all(tensor.stride(1) == 1 or axis == 1 for tensor in tensors)
     num_blocks = -(-axis // pattern.m)
     outer, inner = (num_blocks, num_rows) if columns else (num_rows, num_blocks)
     if not columns and axis % pattern.m == 0 and all(tensor.is_contiguous() for tensor in tensors):
         outer, inner = 1, num_rows * num_blocks  # rows follow each other without a gap
         axis *= num_rows
-    strides = [tensor.stride(1 if columns else 0) for tensor in tensors] + [0] * (4 - len(tensors))
     cut = tiling(pattern.n, pattern.m, inner, columns)
     tiles = -(-inner // cut.blocks)
-    with available.beside(w_RK):
-        project_kernel[(outer * tiles,)](
-            *tensors[:3],
-            cast_RK,
-            flips,
-            float(decay),
-            inner,
-            tiles,
-            axis,
-            *strides,
-            N=pattern.n,
-            M=pattern.m,
-            WIDTH=cut.width,
-            BLOCKS=cut.blocks,
-            COLUMNS=columns,
-            RAGGED=inner % cut.blocks != 0,
-            TAIL=axis % cut.width != 0 or pattern.m != cut.width,
-            METHOD=cut.method,
-            num_warps=cut.warps,
-        )
-    for tensor in (mask_RK, effective_RK, cast_RK):
-        if tensor is not None and not tensor.is_inference():
-            torch.autograd.graph.increment_version(tensor)  # written behind autograd's back
-    return flips
+    project_kernel[(outer * tiles,)](
+        *_four(tensors, None),
+        flips,
+        decay,
+        inner,
+        tiles,
+        axis,
+        *_four([tensor.stride(1 if columns else 0) for tensor in tensors], 0),
+        N=pattern.n,
+        M=pattern.m,
+        WIDTH=cut.width,
+        BLOCKS=cut.blocks,
+        COLUMNS=columns,
+        RAGGED=inner % cut.blocks != 0,
+        TAIL=axis % cut.width != 0 or pattern.m != cut.width,
+        METHOD=cut.method,
+        num_warps=cut.warps,
+    )
+
+
+def _launch_groups(tensors: list[Tensor], flips: Tensor, pattern: Pattern, decay: float) -> None:
+    """V rows together; a program goes down a strip of them, narrow, so that there are programs enough."""
+    from nmflow.ops.gpu.kernels.project import project_groups_kernel
+
+    num_rows, axis = tensors[0].shape
+    cut = tiling(pattern.n, pattern.m, -(-axis // pattern.m), columns=False, entries=_STRIP)
+    tiles = -(-axis // (pattern.m * cut.blocks))
+    project_groups_kernel[(-(-num_rows // pattern.v) * tiles,)](
+        *_four(tensors, None),
+        flips,
+        decay,
+        num_rows,
+        tiles,
+        axis,
+        *_four([tensor.stride(0) for tensor in tensors], 0),
+        *_four([tensor.stride(1) for tensor in tensors], 0),
+        N=pattern.n,
+        M=pattern.m,
+        V=pattern.v,
+        WIDTH=cut.width,
+        BLOCKS=cut.blocks,
+        METHOD=cut.method,
+        num_warps=max(1, cut.width * cut.blocks // 128),
+    )
+
+
+def _four(given: list[Any], missing: object) -> list[Any]:
+    """Of W, mask, W~ and cast, the last of which may be missing."""
+    return [*given, *[missing] * (4 - len(given))]

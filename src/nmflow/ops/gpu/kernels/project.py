@@ -1,5 +1,7 @@
 """The step from W to W~ on a GPU: mask, decay, cast and the count of flips in one pass, for blocks of up to 1024.
 
+Where V rows share their columns, a group of rows is read twice, once for its scores and once, from the cache, for W~.
+
 A program holds a tile of blocks, [BLOCKS, WIDTH], WIDTH the power of two that M fits into. Magnitudes are compared as
 the integers that their bits are: for IEEE numbers that order is the order of magnitudes, and NaN costs no branch.
 """
@@ -105,3 +107,58 @@ def project_kernel(
     if cast_ptr is not None:
         at = _at(cast_ptr, outer, first, line, lane, cast_stride, M, COLUMNS)
         tl.store(at, effective.to(tl.bfloat16), mask=inside)
+
+
+@triton.jit
+def project_groups_kernel(
+    w_ptr,
+    mask_ptr,
+    effective_ptr,
+    cast_ptr,
+    flips_ptr,
+    decay,  # D
+    num_rows,  # R
+    tiles,  # of a group
+    axis,  # K
+    w_stride,  # from row to row
+    mask_stride,
+    effective_stride,
+    cast_stride,
+    w_step,  # from entry to entry of a row
+    mask_step,
+    effective_step,
+    cast_step,
+    N: tl.constexpr,
+    M: tl.constexpr,
+    V: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    METHOD: tl.constexpr,
+):
+    """`project_kernel` where V rows share their columns: scores are added one row after the other, in row order."""
+    program = tl.program_id(0)
+    first_row = (program // tiles).to(tl.int64) * V
+    lane = tl.arange(0, WIDTH)[None, :]
+    entry = ((program % tiles) * BLOCKS + tl.arange(0, BLOCKS)[:, None]).to(tl.int64) * M + lane
+    inside = (lane < M) & (entry < axis)
+    scores = tl.zeros((BLOCKS, WIDTH), dtype=tl.float32)
+    for step in range(V):
+        row = first_row + step
+        w = tl.load(w_ptr + row * w_stride + entry * w_step, mask=inside & (row + 0 * entry < num_rows), other=0.0)
+        scores += tl.abs(w.to(tl.float32))
+    keep = _keep(tl.where(inside, _magnitude(scores), -1), lane, N, WIDTH, METHOD)
+    bits = keep.to(tl.uint8)
+    changed = tl.zeros((BLOCKS, WIDTH), dtype=tl.int32)
+    for step in range(V):
+        row = first_row + step
+        here = inside & (row + 0 * entry < num_rows)
+        mask_at = mask_ptr + row * mask_stride + entry * mask_step
+        changed += tl.where(here, tl.load(mask_at, mask=here, other=0) != bits, False).to(tl.int32)
+        tl.store(mask_at, bits, mask=here)
+        w = tl.load(w_ptr + row * w_stride + entry * w_step, mask=here, other=0.0)
+        pruned = tl.where(decay == 0.0, 0.0, w.to(tl.float32) * decay)
+        effective = tl.where(keep, w, pruned.to(w.dtype))
+        tl.store(effective_ptr + row * effective_stride + entry * effective_step, effective, mask=here)
+        if cast_ptr is not None:
+            tl.store(cast_ptr + row * cast_stride + entry * cast_step, effective.to(tl.bfloat16), mask=here)
+    tl.atomic_add(flips_ptr, tl.sum(tl.sum(changed, axis=1), axis=0).to(tl.int64))
