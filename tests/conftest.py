@@ -9,7 +9,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the suite has a p
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton: without a GPU its kernels are interpreted
 
 settings.register_profile("no timing", deadline=None)  # how long an example takes is no property of the code
 settings.load_profile("no timing")

@@ -7,10 +7,9 @@ import os
 import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
-
 
 @pytest.fixture(autouse=True, scope="session")
 def _triton() -> None:
     pytest.importorskip("triton", reason="Triton is not installed; torch for CUDA brings it")
+    if not torch.cuda.is_available():
+        assert os.environ["TRITON_INTERPRET"] == "1"

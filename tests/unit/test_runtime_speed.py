@@ -379,7 +379,7 @@ def test_a_model_is_tuned_at_the_sizes_it_sees_and_the_plan_is_kept(tmp_path: Pa
 def test_what_cannot_be_tuned_is_refused(tmp_path: Path) -> None:
     if native.why_not() is not None:
         with pytest.raises(RuntimeError, match="native library"):
-            tune(small(), torch.randn(1, 32))
+            tune(compress(small()), torch.randn(1, 32))
         return
     with pytest.raises(ValueError, match="no compressed layer"):
         tune(small(), torch.randn(1, 32))

@@ -15,8 +15,9 @@ from nmflow.ops import dense as dense  # registers plain torch, which is always 
 from nmflow.ops import native, native_library, native_project
 from nmflow.ops import projection as projection
 from nmflow.ops.dense import Activation
+from nmflow.ops.gpu import linear as gpu_linear
 from nmflow.ops.gpu import project as gpu_project
-from nmflow.ops.registry import Kernel, register, select
+from nmflow.ops.registry import Kernel, register, select, why_torch
 from nmflow.pattern import Pattern
 
 
@@ -78,13 +79,7 @@ def project(
 
 
 def _why_not_native_linear(**facts: Any) -> str | None:
-    if facts.get("needs_grad"):
-        return "it has no backward"
-    if facts.get("autocast"):
-        return "autocast chooses the dtype"
-    if facts.get("same_dtype") is False:
-        return "x, weight and bias must be of one dtype"
-    reason = native_library.why_not(**facts)
+    reason = why_torch(**facts) or native_library.why_not(**facts)
     told = {name: facts.get(name) for name in ("shape", "n", "m", "dtype", "tokens")}
     if reason is None and None not in told.values() and not torch.compiler.is_compiling():  # the operator asks then
         return native.why_dense(**told)  # type: ignore[arg-type]  # facts have no types, the registry's word for it
@@ -108,6 +103,26 @@ def _native_linear(
     return native.operator(x, values_RS, offsets_GS, bias, *shape, n, m, activation, v)
 
 
+def _why_not_triton_linear(**facts: Any) -> str | None:
+    return why_torch(**facts) or gpu_linear.why_not(**facts)
+
+
+def _triton_linear(
+    x: Tensor,
+    values_RS: Tensor,
+    offsets_GS: Tensor,
+    shape: tuple[int, int],
+    n: int,
+    m: int,
+    bias: Tensor | None = None,
+    activation: Activation | None = None,
+    v: int = 1,
+) -> Tensor:
+    if native_library.recording() or not native_library.plain(x, bias):
+        return cast(Tensor, torch.ops.nmflow.linear(x, values_RS, offsets_GS, bias, *shape, n, m, activation, v))
+    return gpu_linear.operator(x, values_RS, offsets_GS, bias, *shape, n, m, activation, v)
+
+
 def _why_not_native_project(**facts: object) -> str | None:
     return native_project.why_not(**facts)
 
@@ -120,4 +135,6 @@ def _native_project(
 
 register(Kernel("native", "linear", _why_not_native_linear, _native_linear))
 register(Kernel("native", "project", _why_not_native_project, _native_project))
+register(Kernel("triton", "linear", _why_not_triton_linear, _triton_linear))
 register(Kernel("triton", "project", gpu_project.why_not, gpu_project.project))
+native.OPERATORS.impl("linear", gpu_linear.operator, "CUDA")  # type: ignore[no-untyped-call]  # not annotated

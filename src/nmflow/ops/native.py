@@ -398,8 +398,8 @@ def _against_dense(
 
 
 # --------------------------------------------------------------------------------------- the torch operator
-_OPERATORS = operators.Library("nmflow", "FRAGMENT")  # type: ignore[no-untyped-call]  # not annotated
-_OPERATORS.define(  # type: ignore[no-untyped-call]  # not annotated
+OPERATORS = operators.Library("nmflow", "FRAGMENT")  # type: ignore[no-untyped-call]  # not annotated
+OPERATORS.define(  # type: ignore[no-untyped-call]  # not annotated
     "linear(Tensor x, Tensor values, Tensor offsets, Tensor? bias, int out_features, int in_features, int n, int m, "
     "str? activation, int v=1) -> Tensor"
 )
@@ -468,8 +468,8 @@ def _fake(
     return x.new_empty((*x.shape[:-1], out_features))
 
 
-_OPERATORS.impl("linear", operator, "CPU")  # type: ignore[no-untyped-call]  # not annotated
-operators.register_fake("nmflow::linear", _fake, lib=_OPERATORS)
+OPERATORS.impl("linear", operator, "CPU")  # type: ignore[no-untyped-call]  # not annotated
+operators.register_fake("nmflow::linear", _fake, lib=OPERATORS)
 
 
 def _aligned(size: int) -> Tensor:

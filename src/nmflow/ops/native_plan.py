@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
+
+from nmflow.ops import plan_file
 
 Algorithm = Literal["tb", "rv", "dense"]
 Split = Literal["rows", "tokens"]
 
 PLAN_VERSION = 2
+_FORMAT = "nmflow-native-plan"
 
 
 class Key(NamedTuple):
@@ -25,6 +26,10 @@ class Key(NamedTuple):
     dtype: str
     bucket: int
     threads: int
+
+    def place(self) -> str:
+        """Where it holds, for people."""
+        return f"{self.threads} threads"
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,11 @@ class Tiling:
         for value in (self.chunk, self.tile_tokens, self.tile_rows):
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise ValueError(f"a tiling takes whole numbers, none below 0, not {self}")
+
+    def line(self) -> str:
+        """For people."""
+        tile = f"{self.chunk} {self.tile_tokens}x{self.tile_rows} {self.split}"
+        return self.algorithm if self == DENSE else f"{self.algorithm} {tile}"
 
 
 DENSE = Tiling("dense", 0, 1, 1)
@@ -75,31 +85,17 @@ class NativePlan:
 
     def to_json(self) -> str:
         """The plan as text; `from_json` gives it back."""
-        rows = [{**key._asdict(), **asdict(tiling)} for key, tiling in sorted(self.choices.items())]
-        return json.dumps({"format": "nmflow-native-plan", "version": PLAN_VERSION, "choices": rows}, indent=1)
+        rows = ({**key._asdict(), **asdict(tiling)} for key, tiling in sorted(self.choices.items()))
+        return plan_file.text_of(rows, _FORMAT, PLAN_VERSION)
 
     @classmethod
     def from_json(cls, text: str) -> NativePlan:
         """Read `to_json`'s text. Raises `ValueError` on anything else."""
-        found = json.loads(text)
-        if not isinstance(found, dict) or found.get("format") != "nmflow-native-plan":
-            raise ValueError("this is no plan of native tilings; write one with NativePlan.save")
-        if found.get("version") != PLAN_VERSION:
-            raise ValueError(f"plan version {found.get('version')!r}, this nmflow reads {PLAN_VERSION}; tune again")
-        return cls(dict(_choice(row) for row in found.get("choices", [])))
+        return cls(dict(_choice(row) for row in plan_file.rows_of(text, _FORMAT, PLAN_VERSION)))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan, whole or not at all."""
-        target = Path(path)
-        with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=target.name, delete=False) as file:
-            try:
-                file.write(self.to_json())
-                file.flush()
-                os.fsync(file.fileno())
-            except BaseException:
-                os.unlink(file.name)
-                raise
-        os.replace(file.name, target)
+        plan_file.write(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> NativePlan:

@@ -33,6 +33,17 @@ class Kernel:
         return self.why_not()
 
 
+def why_torch(**facts: object) -> str | None:
+    """Why only torch's own operations will do for a call of `linear`; None where a kernel of ours may."""
+    if facts.get("needs_grad"):
+        return "it has no backward"
+    if facts.get("autocast"):
+        return "autocast chooses the dtype"
+    if facts.get("same_dtype") is False:
+        return "x, weight and bias must be of one dtype"
+    return None
+
+
 _KERNELS: list[Kernel] = []
 
 

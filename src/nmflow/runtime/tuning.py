@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
-from nmflow.ops import native
-from nmflow.ops.native_plan import DENSE, Key, NativePlan, Tiling
+from nmflow.ops import native, native_plan
+from nmflow.ops.gpu import choice as gpu_choice
+from nmflow.ops.gpu import linear as gpu_linear
+from nmflow.ops.gpu import product as gpu_product
 from nmflow.runtime.example import Example, run
 from nmflow.runtime.modules import NMConv2d, NMLinear, PackedRows, PackedWeight
+
+Key: TypeAlias = native_plan.Key | gpu_choice.Key
+Choice: TypeAlias = native_plan.Tiling | gpu_choice.Way
 
 
 @dataclass(frozen=True)
@@ -25,16 +31,14 @@ class Tuned:
     """
 
     key: Key
-    choice: Tiling
+    choice: Choice
     gain: float | None
 
     def line(self) -> str:
         """For people."""
         tokens, gain = 1 << self.key.bucket, "" if self.gain is None else f", {self.gain:.2f} times dense"
-        one = self.choice
-        how = "dense" if one == DENSE else f"{one.algorithm} {one.chunk} {one.tile_tokens}x{one.tile_rows} {one.split}"
         weight = f"{self.key.out_features}x{self.key.in_features} {self.key.n}:{self.key.m} {self.key.dtype}"
-        return f"{weight}, up to {tokens} tokens on {self.key.threads} threads: {how}{gain}"
+        return f"{weight}, up to {tokens} tokens on {self.key.place()}: {self.choice.line()}{gain}"
 
 
 def tune(
@@ -47,37 +51,59 @@ def tune(
 
     `example` is the model's input (a tensor, its positional or keyword arguments), or a function that runs the model,
     such as a whole generation. The dense product is among the candidates, so no layer is slower than it was; the
-    choices hold for this process, for torch's present number of threads. `seconds` is spent on each combination of
-    shape, pattern and token count. With `plan`, a JSON file, choices that it holds are taken from it, and it is
-    written with the rest.
+    choices hold for this process, for torch's present number of threads, or for this GPU, where what is replayed in a
+    CUDA graph has choices of its own. `seconds` is spent on each combination of shape, pattern and token count. With
+    `plan`, a JSON file, choices that it holds are taken from it, and it is written with the rest.
 
-    Raises `RuntimeError` where the native library is missing, `ValueError` where no layer is compressed or the file is
-    no plan.
+    Raises `RuntimeError` where the kernels of the model's device are missing, `ValueError` where no layer is
+    compressed, where layers lie on a CPU and on a GPU, or the file is no plan for this device.
     """
-    missing = native.why_not()
+    seen = _sizes(model, example)
+    devices = {rows.values.device.type for rows, _ in seen}
+    if len(devices) != 1:
+        where = f"compressed layers lie on {' and '.join(sorted(devices))}"
+        wrong = where if devices else "no compressed layer was called"
+        raise ValueError(f"{wrong}; tune(nmflow.compress(model), example), on one device")
+    on_gpu = devices == {"cuda"}
+    missing = gpu_product.why_not(device="cuda") if on_gpu else native.why_not(device=next(iter(devices)))
     if missing is not None:
         raise RuntimeError(f"nothing to tune: {missing}")
-    known = NativePlan.load(plan) if plan is not None and Path(plan).exists() else NativePlan()
-    seen = _sizes(model, example)
-    if not seen:
-        raise ValueError("no compressed layer was called on the CPU; tune(nmflow.compress(model), example)")
-    native.plan.adopt(known)
+    plans: Any = gpu_linear.plan if on_gpu else native.plan
+    dense: Any = gpu_choice.DENSE if on_gpu else native_plan.DENSE
+    known = type(plans).load(plan) if plan is not None and Path(plan).exists() else type(plans)()
+    plans.adopt(known)
     found: dict[Key, Tuned] = {}
     for rows, tokens in seen:
-        values, offsets, pattern = rows.values, rows.offsets, rows.pattern
-        packed = native.prepare(values, offsets, *rows.shape, pattern.n, pattern.m, v=pattern.v)
-        key = packed.forms.key(tokens, torch.get_num_threads())
-        if key in found:
-            continue
-        if key in known.choices:
-            found[key] = Tuned(key, known.choices[key], None)
-            continue
-        times = native.tune(packed, tokens, seconds)
-        choice = native.plan.choices[key]
-        found[key] = Tuned(key, choice, times[DENSE] / times[choice])
+        for key, measure in (_on_gpu if on_gpu else _on_cpu)(rows, tokens):
+            if key in found:
+                continue
+            if key in known.choices:
+                found[key] = Tuned(key, known.choices[key], None)
+                continue
+            times = measure(seconds)
+            choice = plans.choices[key]
+            found[key] = Tuned(key, choice, times[dense] / times[choice])
     if plan is not None:
-        NativePlan({**known.choices, **{key: tuned.choice for key, tuned in found.items()}}).save(plan)
+        type(plans)({**known.choices, **{key: tuned.choice for key, tuned in found.items()}}).save(plan)
     return tuple(found.values())
+
+
+_Measure = Callable[[float], Mapping[Any, float]]
+
+
+def _on_cpu(rows: PackedRows, tokens: int) -> Iterator[tuple[Key, _Measure]]:
+    pattern = rows.pattern
+    packed = native.prepare(rows.values, rows.offsets, *rows.shape, pattern.n, pattern.m, v=pattern.v)
+    yield packed.forms.key(tokens, torch.get_num_threads()), lambda seconds: native.tune(packed, tokens, seconds)
+
+
+def _on_gpu(rows: PackedRows, tokens: int) -> Iterator[tuple[Key, _Measure]]:
+    """Eager, and in a CUDA graph."""
+    values, pattern = rows.values, rows.pattern
+    about = rows.shape, pattern.n, pattern.m, pattern.v, tokens
+    key = gpu_linear.key_of(values.device, values.dtype, *about)
+    for graph in (False, True):
+        yield key._replace(graph=graph), partial(gpu_linear.tune, values, rows.offsets, *about, graph=graph)
 
 
 def _sizes(model: nn.Module, example: Any) -> list[tuple[PackedRows, int]]:
@@ -93,7 +119,7 @@ def _sizes(model: nn.Module, example: Any) -> list[tuple[PackedRows, int]]:
             x = module.windows(x)
         tokens = x.shape[:-1].numel()
         for rows in packed.multiplied():
-            if isinstance(rows, PackedRows) and x.is_cpu and tokens:
+            if isinstance(rows, PackedRows) and tokens:
                 seen[id(rows), tokens] = rows, tokens
 
     layers = [each for each in model.modules() if isinstance(each, NMLinear | NMConv2d)]

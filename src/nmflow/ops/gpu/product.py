@@ -100,12 +100,6 @@ def why_not(**facts: object) -> str | None:
     if missing:
         return missing
     dtype, m = facts.get("dtype"), facts.get("m")
-    if facts.get("needs_grad"):
-        return "it has no backward"
-    if facts.get("autocast"):
-        return "autocast chooses the dtype"
-    if facts.get("same_dtype") is False:
-        return "x, weight and bias must be of one dtype"
     if dtype is not None and dtype not in DTYPES:
         return f"it takes float32, bfloat16 and float16, not {dtype}"
     if isinstance(m, int) and m > 256:

@@ -1,0 +1,43 @@
+"""The file that keeps measured choices between runs: JSON, a format's name and version, and rows of plain numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def text_of(rows: Iterable[Mapping[str, Any]], kind: str, version: int) -> str:
+    """Choices of one kind of plan as text."""
+    return json.dumps({"format": kind, "version": version, "choices": list(rows)}, indent=1)
+
+
+def rows_of(text: str, kind: str, version: int) -> list[Any]:
+    """The rows of `text_of`. Raises `ValueError` where the text is no plan of this kind and version."""
+    found = json.loads(text)
+    if not isinstance(found, dict) or found.get("format") != kind:
+        raise ValueError(f"this is no plan of the kind {kind}; nmflow.tune(..., plan=PATH) writes one")
+    if found.get("version") != version:
+        other = found.get("version")
+        raise ValueError(f"plan of the kind {kind}: version {other!r}, this nmflow reads {version}; tune again")
+    rows = found.get("choices", [])
+    if not isinstance(rows, list):
+        raise ValueError(f"plan of the kind {kind}: its choices are no list")
+    return rows
+
+
+def write(path: str | os.PathLike[str], text: str) -> None:
+    """Write a plan, whole or not at all."""
+    target = Path(path)
+    with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=target.name, delete=False) as file:
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            os.unlink(file.name)
+            raise
+    os.replace(file.name, target)

@@ -1,0 +1,184 @@
+"""Which product a layer runs on a GPU: what was measured and found right, else dense; here in the interpreter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_product import DEVICE, shared, stored, whole_numbers
+from torch import Tensor
+
+from nmflow import compress, nm_mask, ops, tune
+from nmflow.ops.gpu import available, choice, linear, product
+from nmflow.ops.gpu.choice import DENSE, Key, Plan, Way, candidates
+from nmflow.ops.gpu.product import SharedTiling, Tiling
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+GATHER = Way("gather", Tiling(16, 8, 8, 1))
+
+
+@pytest.fixture(autouse=True)
+def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The interpreter's device counts as one that Triton runs on, and nothing has been measured."""
+    if DEVICE == "cpu":
+        monkeypatch.setattr(available, "why_not", lambda device=None: None)
+    monkeypatch.setattr(linear, "plan", Plan())
+    return
+
+
+def weight(rows: int = 20, axis: int = 32, v: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    values, offsets, dense = stored(rows, axis, 1, 4) if v == 1 else shared(rows, axis, 1, 4, v)
+    return values.float().to(DEVICE), offsets.to(DEVICE), dense
+
+
+def key(rows: int = 20, axis: int = 32, v: int = 1, tokens: int = 3) -> Key:
+    return linear.key_of(DEVICE, torch.float32, (rows, axis), 1, 4, v, tokens)
+
+
+def multiply(x: Tensor, values: Tensor, offsets: Tensor, v: int = 1) -> Tensor:
+    found = ops.linear(x.float().to(DEVICE), values, offsets, (len(values), x.shape[1]), 1, 4, v=v)
+    return found.cpu().double()
+
+
+def kernel_of(tokens: int = 3, v: int = 1) -> str:
+    facts = {"device": DEVICE, "dtype": torch.float32, "shape": (20, 32), "n": 1, "m": 4, "v": v}
+    return ops.select("linear", tokens=tokens, **facts).name
+
+
+def test_what_was_not_measured_is_dense_and_says_so() -> None:
+    facts = {"device": DEVICE, "dtype": torch.float32, "shape": (20, 32), "n": 1, "m": 4, "v": 1, "tokens": 3}
+    assert "has not been measured" in str(linear.why_not(**facts))
+    linear.plan.choices[key()] = DENSE
+    assert kernel_of() != "triton"
+    linear.plan.choices[key()] = GATHER
+    assert kernel_of() == "triton"
+    assert kernel_of(tokens=4) == "triton"  # 3 and 4 share a choice
+    assert kernel_of(tokens=5) != "triton"
+
+
+@pytest.mark.parametrize(
+    ("way", "v"), [(GATHER, 1), (GATHER, 5), (Way("shared", SharedTiling(16, 16, 16, 1)), 5), (DENSE, 1)], ids=str
+)
+def test_the_plan_names_the_product(way: Way, v: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    values, offsets, dense = weight(v=v)
+    x = whole_numbers(3, 32)
+    ran = []
+    for name in ("gather_linear", "shared_linear"):
+        real = getattr(product, name)
+        monkeypatch.setattr(product, name, lambda *a, name=name, real=real: (ran.append(name), real(*a))[1])
+    linear.plan.choices[key(v=v)] = way
+    found = linear.operator(x.float().to(DEVICE), values, offsets, None, 20, 32, 1, 4, None, v)
+    assert torch.equal(found.cpu().double(), x @ dense.t())
+    assert ran == ([] if way == DENSE else [f"{way.kernel}_linear"])
+    assert torch.equal(multiply(x, values, offsets, v), x @ dense.t())
+
+
+def test_a_changed_weight_is_read_anew() -> None:
+    values, offsets, dense = weight()
+    x = whole_numbers(3, 32)
+    linear.plan.choices[key()] = GATHER
+    assert torch.equal(multiply(x, values, offsets), x @ dense.t())
+    values.mul_(2)
+    assert torch.equal(multiply(x, values, offsets), 2 * x @ dense.t())
+
+
+@pytest.mark.parametrize("v", [1, 16])
+def test_tuning_times_what_is_right_and_keeps_the_fastest(v: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    values, offsets, _ = weight(32, 32, v)
+    ways = candidates(key(32, 32, v, 2))[:2]
+    monkeypatch.setattr(linear, "candidates", lambda key: ways)
+    clock = {way: float(number) for number, way in enumerate([*ways, DENSE], 1)}
+    order: list[Way] = []
+    real = linear._run
+    monkeypatch.setattr(linear, "_run", lambda way, *a: (order.append(way), real(way, *a))[1])
+    monkeypatch.setattr(linear, "_seconds", lambda call, on_gpu: (call(), clock[order[-1]])[1])
+    found = linear.tune(values, offsets, (32, 32), 1, 4, v, 2, seconds=0.0)
+    assert found == clock
+    assert linear.plan.choices == {key(32, 32, v, 2): ways[0]}
+
+
+def test_a_wrong_or_failing_way_is_left_out_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    values, offsets, _ = weight(20, 32)
+    real = product.gather_linear
+
+    def wrong(*arguments: Any) -> Tensor:
+        if arguments[-1].rows == 128:
+            raise RuntimeError("no such kernel")
+        return real(*arguments) * 1.001
+
+    monkeypatch.setattr(product, "gather_linear", wrong)
+    monkeypatch.setattr(linear, "candidates", lambda key: [GATHER, Way("gather", Tiling(128, 8, 8, 4))])
+    with pytest.warns(UserWarning, match="left out") as told:
+        found = linear.tune(values, offsets, (20, 32), 1, 4, 1, 3, seconds=0.0)
+    assert sorted(found) == [DENSE]
+    assert linear.plan.choices == {key(): DENSE}
+    words = " ".join(str(each.message) for each in told)
+    assert "is wrong by 1.0e-03" in words
+    assert "no such kernel" in words
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU: layers are tuned where they lie")
+@pytest.mark.parametrize("pattern", ["1:16", "1:8v64"])
+def test_a_model_is_tuned_on_a_gpu(pattern: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    dense = torch.nn.Linear(1024, 4096).cuda().bfloat16()
+    dense.weight.data.mul_(nm_mask(dense.weight, pattern))
+    layer, x = compress(dense, {"weight": pattern}), torch.randn(1, 1024).cuda().bfloat16()
+    tuned = tune(layer, x, seconds=0.05, plan=tmp_path / "plan.json")
+    assert [found.key.graph for found in tuned] == [False, True]
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), dense(x), rtol=0.02, atol=0.02)
+    again = tune(layer, x, plan=tmp_path / "plan.json")
+    assert [found.choice for found in again] == [found.choice for found in tuned]
+
+
+def test_candidates_fit_their_weight() -> None:
+    for v, kernels in ((1, {"gather"}), (4, {"gather"}), (64, {"shared", "gather"})):
+        assert {way.kernel for way in candidates(key(v=v))} == kernels
+    assert {way.kernel for way in candidates(key(v=64, tokens=4096))} == {"shared"}
+
+
+# ------------------------------------------------------------------------------------------------ the file
+def test_a_plan_is_kept_in_a_file(tmp_path: Path) -> None:
+    shares = Way("shared", SharedTiling(64, 128, 64, 4))
+    plan = Plan({key(): GATHER, key(v=5): shares, key(tokens=1): DENSE, key()._replace(graph=True): DENSE})
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+    other = Plan({key(): DENSE})
+    other.adopt(plan)
+    assert other == plan
+    assert all(way.line() and one.place() for one, way in plan.choices.items())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kernel": "magic"},
+        {"cut": {"rows": 16}},
+        {"cut": {"rows": 24, "tokens": 8, "slots": 8, "warps": 1}},
+        {"cut": {"rows": 16, "tokens": 8, "slots": 9, "warps": 1}},
+        {"cut": {"rows": -16, "tokens": 8, "slots": 8, "warps": 1}},
+        {"cut": {"rows": "16", "tokens": 8, "slots": 8, "warps": 1}},
+        {"cut": None},
+    ],
+    ids=str,
+)
+def test_a_file_that_is_no_plan_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    Plan({key(): GATHER}).save(file)
+    content = json.loads(file.read_text())
+    content["choices"][0].update(change)
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="plan: the choice"):
+        Plan.load(file)
+    content["version"] = choice._VERSION + 1
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="tune again"):
+        Plan.load(file)
+    file.write_text('{"format": "nmflow-native-plan", "version": 2, "choices": []}')
+    with pytest.raises(ValueError, match="no plan of the kind nmflow-gpu-plan"):
+        Plan.load(file)
