@@ -161,6 +161,27 @@ def test_shared_columns_in_any_cut(cut: SharedTiling) -> None:
     assert torch.equal(found.cpu().double(), x @ dense.t())
 
 
+@pytest.mark.parametrize("slots", [8, 16])
+def test_a_bias_that_lies_scattered(slots: int) -> None:
+    values, offsets, dense = stored(10, 64, 1, 4)
+    weight, x = packed(values, offsets, torch.float32), whole_numbers(2, 64)
+    scattered = whole_numbers(20).float().to(DEVICE)[::2]
+    for bias in (scattered, scattered[:1].expand(10)):
+        found = gather_linear(x.float().to(DEVICE), weight, 1, 4, bias, None, Tiling(16, 8, slots, 1))
+        assert torch.equal(found.cpu().double(), x @ dense.t() + bias.cpu())
+    values, offsets, dense = shared(10, 64, 1, 4, 5)
+    found = shared_linear(x.float().to(DEVICE), values.float().to(DEVICE), offsets.to(DEVICE), 1, 4, 5, scattered)
+    assert torch.equal(found.cpu().double(), x @ dense.t() + scattered.cpu())
+
+
+def test_a_weight_of_no_columns_gives_the_bias() -> None:
+    values, offsets = torch.empty(6, 0), torch.empty(6, 0, dtype=torch.uint8)
+    bias = whole_numbers(6).float().to(DEVICE)
+    for tokens in (1, 3):
+        found = gather_linear(torch.empty(tokens, 0, device=DEVICE), packed(values, offsets, torch.float32), 1, 4, bias)
+        assert torch.equal(found, bias.expand(tokens, 6))
+
+
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_nothing_is_read_behind_x(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slots that only fill up a tile lie behind the axis; NaN lies there."""

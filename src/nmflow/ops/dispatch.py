@@ -5,6 +5,7 @@ Triton's kernels and the native library, where there are any, are asked first; p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -86,41 +87,30 @@ def _why_not_native_linear(**facts: Any) -> str | None:
     return reason
 
 
-def _native_linear(
-    x: Tensor,
-    values_RS: Tensor,
-    offsets_GS: Tensor,
-    shape: tuple[int, int],
-    n: int,
-    m: int,
-    bias: Tensor | None = None,
-    activation: Activation | None = None,
-    v: int = 1,
-) -> Tensor:
-    # While a graph is traced, and for tensors that are more than numbers, the operator; else without torch between.
-    if native_library.recording() or not native_library.plain(x, bias):
-        return cast(Tensor, torch.ops.nmflow.linear(x, values_RS, offsets_GS, bias, *shape, n, m, activation, v))
-    return native.operator(x, values_RS, offsets_GS, bias, *shape, n, m, activation, v)
-
-
 def _why_not_triton_linear(**facts: Any) -> str | None:
     return why_torch(**facts) or gpu_linear.why_not(**facts)
 
 
-def _triton_linear(
-    x: Tensor,
-    values_RS: Tensor,
-    offsets_GS: Tensor,
-    shape: tuple[int, int],
-    n: int,
-    m: int,
-    bias: Tensor | None = None,
-    activation: Activation | None = None,
-    v: int = 1,
-) -> Tensor:
-    if native_library.recording() or not native_library.plain(x, bias):
-        return cast(Tensor, torch.ops.nmflow.linear(x, values_RS, offsets_GS, bias, *shape, n, m, activation, v))
-    return gpu_linear.operator(x, values_RS, offsets_GS, bias, *shape, n, m, activation, v)
+def _by(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`linear` by an implementation of the torch operator."""
+
+    def run(
+        x: Tensor,
+        values_RS: Tensor,
+        offsets_GS: Tensor,
+        shape: tuple[int, int],
+        n: int,
+        m: int,
+        bias: Tensor | None = None,
+        activation: Activation | None = None,
+        v: int = 1,
+    ) -> Tensor:
+        # While a graph is traced, and for tensors that are more than numbers, torch's; else without torch between.
+        traced = native_library.recording() or not native_library.plain(x, bias)
+        chosen = torch.ops.nmflow.linear if traced else operator
+        return cast(Tensor, chosen(x, values_RS, offsets_GS, bias, *shape, n, m, activation, v))
+
+    return run
 
 
 def _why_not_native_project(**facts: object) -> str | None:
@@ -133,8 +123,8 @@ def _native_project(
     return native_project.project_native(w_RK, pattern, decay, remainder, mask_RK, effective_RK)
 
 
-register(Kernel("native", "linear", _why_not_native_linear, _native_linear))
+register(Kernel("native", "linear", _why_not_native_linear, _by(native.operator)))
 register(Kernel("native", "project", _why_not_native_project, _native_project))
-register(Kernel("triton", "linear", _why_not_triton_linear, _triton_linear))
+register(Kernel("triton", "linear", _why_not_triton_linear, _by(gpu_linear.operator)))
 register(Kernel("triton", "project", gpu_project.why_not, gpu_project.project))
 native.OPERATORS.impl("linear", gpu_linear.operator, "CUDA")  # type: ignore[no-untyped-call]  # not annotated

@@ -73,7 +73,7 @@ def tilings(num_rows: int, num_slots: int, num_tokens: int) -> list[Tiling]:
         tiles = -(-num_rows // rows) * -(-num_tokens // tokens)
         for wanted in (2048, 4096, 1024, 1):  # warps over the whole GPU
             parts = max(1, min(wanted // (tiles * warps), num_slots // UNROLL))
-            slots = -(-num_slots // (parts * UNROLL)) * UNROLL
+            slots = max(1, -(-num_slots // (parts * UNROLL))) * UNROLL
             found.append(Tiling(rows, tokens, slots, warps))
     return list(dict.fromkeys(found))
 
@@ -130,14 +130,14 @@ def gather_linear(
     cut = tiling or tilings(num_rows, num_slots, num_tokens)[0]
     tiles = -(-num_tokens // cut.tokens)
     x_KT = _transposed(x, tiles * cut.tokens)
-    parts = -(-num_slots // cut.slots)
+    parts = max(1, -(-num_slots // cut.slots))
     target = y if parts == 1 else x.new_empty(parts, num_tokens, num_rows, dtype=torch.float32)
     with available.beside(x):
         gather_kernel[(-(-num_rows // cut.rows), tiles, parts)](
             x_KT,
             weight.values,
             weight.offsets,
-            bias,
+            _vector(bias),
             target,
             num_rows,
             num_slots,
@@ -157,7 +157,7 @@ def gather_linear(
         if parts > 1:
             size = num_tokens * num_rows
             reduce_kernel[(-(-size // _REDUCED),)](
-                target, bias, y, num_rows, size, PARTS=parts, BLOCK=_REDUCED, ACTIVATION=activation
+                target, _vector(bias), y, num_rows, size, PARTS=parts, BLOCK=_REDUCED, ACTIVATION=activation
             )
     return y
 
@@ -193,7 +193,7 @@ def shared_linear(
             x_KT,
             values_RS.contiguous(),
             offsets_GS.contiguous(),
-            bias,
+            _vector(bias),
             y,
             num_rows,
             num_slots,
@@ -215,9 +215,14 @@ def shared_linear(
     return y
 
 
+def _vector(bias: Tensor | None) -> Tensor | None:
+    """The bias as kernels read it, one number after the other: it may be expanded, or a part of something."""
+    return None if bias is None else bias.contiguous()
+
+
 def _transposed(x: Tensor, width: int) -> Tensor:
     """x [..., K] as [K, T], T filled up to `width` with whatever lies there: no token reads another one's."""
-    x_TK = x.reshape(-1, x.shape[-1])
+    x_TK = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     if width == len(x_TK) == 1:
         return x_TK.t()
     x_KT = x.new_empty(x.shape[-1], width)
