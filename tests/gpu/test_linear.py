@@ -13,9 +13,12 @@ from test_product import DEVICE, shared, stored, whole_numbers
 from torch import Tensor
 
 from nmflow import compress, nm_mask, ops, tune
-from nmflow.ops.gpu import available, choice, linear, product
+from nmflow.ops.bound import BoundOnGpu
+from nmflow.ops.gpu import available, choice, linear, measure, product
 from nmflow.ops.gpu.choice import DENSE, Key, Plan, Way, candidates
+from nmflow.ops.gpu.linear import Weight
 from nmflow.ops.gpu.product import SharedTiling, Tiling
+from nmflow.ops.gpu.two_four import Algorithm
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 GATHER = Way("gather", Tiling(16, 8, 8, 1))
@@ -51,7 +54,7 @@ def kernel_of(tokens: int = 3, v: int = 1) -> str:
 
 def test_what_was_not_measured_is_dense_and_says_so() -> None:
     facts = {"device": DEVICE, "dtype": torch.float32, "shape": (20, 32), "n": 1, "m": 4, "v": 1, "tokens": 3}
-    assert "has not been measured" in str(linear.why_not(**facts))
+    assert "has not been measured" in str(linear.why_not("triton", **facts))
     linear.plan.choices[key()] = DENSE
     assert kernel_of() != "triton"
     linear.plan.choices[key()] = GATHER
@@ -86,39 +89,90 @@ def test_a_changed_weight_is_read_anew() -> None:
     assert torch.equal(multiply(x, values, offsets), 2 * x @ dense.t())
 
 
+def test_a_bound_call_takes_the_way_of_the_plan_and_forgets_it_with_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    values, offsets, dense = weight()
+    ran: list[str] = []
+    real = linear.multiply
+    monkeypatch.setattr(linear, "multiply", lambda way, *a: (ran.append(way.kernel), real(way, *a))[1])
+    bound = BoundOnGpu(Weight(values, offsets, (20, 32), 1, 4))
+    assert bound.holds(values, offsets)
+    assert not bound.holds(values.clone(), offsets)
+    x, bias = whole_numbers(3, 32), whole_numbers(20)
+    for way in (DENSE, GATHER, DENSE):
+        linear.plan.note(key(), {way: 1.0})
+        for _ in range(2):
+            y = bound(x.float().to(DEVICE), bias.float().to(DEVICE), "relu")
+            assert y is not None
+            assert torch.equal(y.cpu().double(), (x @ dense.t() + bias).relu())
+    assert ran == ["dense"] * 2 + ["gather"] * 2 + ["dense"] * 2
+
+
+def test_a_bound_call_leaves_to_the_registry_what_is_not_plain_inference() -> None:
+    values, offsets, _ = weight()
+    bound = BoundOnGpu(Weight(values, offsets, (20, 32), 1, 4))
+    x = torch.ones(3, 32, device=DEVICE)
+    assert bound(x, None) is not None
+    assert bound(x.double(), None) is None
+    assert bound(x.to("meta"), None) is None
+    assert bound(x.clone().requires_grad_(), None) is None
+    assert bound(x, torch.ones(20, device=DEVICE, requires_grad=True)) is None
+    assert bound(torch.nn.Parameter(x, requires_grad=False), None) is None
+    with torch.autocast(DEVICE, torch.bfloat16):
+        assert bound(x, None) is None
+
+
 @pytest.mark.parametrize("v", [1, 16])
 def test_tuning_times_what_is_right_and_keeps_the_fastest(v: int, monkeypatch: pytest.MonkeyPatch) -> None:
     values, offsets, _ = weight(32, 32, v)
     ways = candidates(key(32, 32, v, 2))[:2]
-    monkeypatch.setattr(linear, "candidates", lambda key: ways)
-    clock = {way: float(number) for number, way in enumerate([*ways, DENSE], 1)}
+    monkeypatch.setattr(measure, "candidates", lambda key: ways)
+    clock = {DENSE: 1.4, ways[0]: 1.0, ways[1]: 1.6}
     order: list[Way] = []
-    real = linear._run
-    monkeypatch.setattr(linear, "_run", lambda way, *a: (order.append(way), real(way, *a))[1])
-    monkeypatch.setattr(linear, "_seconds", lambda call, on_gpu: (call(), clock[order[-1]])[1])
-    found = linear.tune(values, offsets, (32, 32), 1, 4, v, 2, seconds=0.0)
+    real = linear.multiply
+    monkeypatch.setattr(linear, "multiply", lambda way, *a: (order.append(way), real(way, *a))[1])
+    monkeypatch.setattr(measure, "_seconds", lambda call, on_gpu: (call(), clock[order[-1]])[1])
+    found = measure.tune(Weight(values, offsets, (32, 32), 1, 4, v), 2, seconds=0.0)
     assert found == clock
+    assert order.count(ways[1]) == measure._CHECKS + 1  # 1.6 times the fastest: not measured again
+    assert order.count(ways[0]) == measure._CHECKS + 4
     assert linear.plan.choices == {key(32, 32, v, 2): ways[0]}
 
 
 def test_a_wrong_or_failing_way_is_left_out_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     values, offsets, _ = weight(20, 32)
     real = product.gather_linear
+    calls = []
 
     def wrong(*arguments: Any) -> Tensor:
+        calls.append(arguments[-1].rows)
         if arguments[-1].rows == 128:
             raise RuntimeError("no such kernel")
-        return real(*arguments) * 1.001
+        now_and_then = arguments[-1].rows == 32 and calls.count(32) % 3
+        return real(*arguments) * (1.0 if now_and_then else 1.001)
 
     monkeypatch.setattr(product, "gather_linear", wrong)
-    monkeypatch.setattr(linear, "candidates", lambda key: [GATHER, Way("gather", Tiling(128, 8, 8, 4))])
+    others = [Way("gather", Tiling(rows, 8, 8, 4)) for rows in (128, 32)]
+    monkeypatch.setattr(measure, "candidates", lambda key: [GATHER, *others])
     with pytest.warns(UserWarning, match="left out") as told:
-        found = linear.tune(values, offsets, (20, 32), 1, 4, 1, 3, seconds=0.0)
+        found = measure.tune(Weight(values, offsets, (20, 32), 1, 4), 3, seconds=0.0)
     assert sorted(found) == [DENSE]
     assert linear.plan.choices == {key(): DENSE}
-    words = " ".join(str(each.message) for each in told)
-    assert "is wrong by 1.0e-03" in words
-    assert "no such kernel" in words
+    words = [str(each.message) for each in told if "left out" in str(each.message)]
+    assert len(words) == 3
+    assert "is wrong by 1.0e-03" in words[0]
+    assert "no such kernel" in words[1]
+    assert "rows=32" in words[2]
+
+
+def test_the_plan_says_why_not_the_others() -> None:
+    linear.plan.note(key(), {DENSE: 2e-5, GATHER: 1e-5, Way("gather", Tiling(32, 8, 8, 1)): 3e-5})
+    assert linear.plan.why_not("triton", key()) is None
+    assert linear.plan.why_not("cusparselt", key()) == "triton was chosen when it was measured"
+    linear.plan.note(key(), {DENSE: 1e-5, GATHER: 2e-5, Way("gather", Tiling(32, 8, 8, 1)): 3e-5})
+    assert linear.plan.why_not("triton", key()) == "dense was faster when it was measured, 10 against 20 us"
+    assert linear.plan.lines() == [
+        f"20x32 1:4 float32, up to 4 tokens on {key().device}: dense (dense 10 us, gather 20 us)"
+    ]
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU: layers are tuned where they lie")
@@ -139,15 +193,22 @@ def test_a_model_is_tuned_on_a_gpu(pattern: str, tmp_path: Path) -> None:
 def test_candidates_fit_their_weight() -> None:
     for v, kernels in ((1, {"gather"}), (4, {"gather"}), (64, {"shared", "gather"})):
         assert {way.kernel for way in candidates(key(v=v))} == kernels
-    assert {way.kernel for way in candidates(key(v=64, tokens=4096))} == {"shared"}
+    many = key(tokens=4096)
+    assert {way.kernel for way in candidates(many._replace(v=64))} == {"shared"}
+    assert {way.kernel for way in candidates(many._replace(n=1, m=8))} == {"gather"}
+    assert candidates(many._replace(n=1, m=7)) == []
 
 
 # ------------------------------------------------------------------------------------------------ the file
 def test_a_plan_is_kept_in_a_file(tmp_path: Path) -> None:
     shares = Way("shared", SharedTiling(64, 128, 64, 4))
     plan = Plan({key(): GATHER, key(v=5): shares, key(tokens=1): DENSE, key()._replace(graph=True): DENSE})
+    plan.note(key(tokens=4096), {Way("2:4", Algorithm(3)): 1e-5, DENSE: 2e-5})
     plan.save(tmp_path / "plan.json")
-    assert Plan.load(tmp_path / "plan.json") == plan
+    found = Plan.load(tmp_path / "plan.json")
+    assert found.choices == plan.choices
+    assert found.seconds[key(tokens=4096)] == {"2:4": 1e-5, "dense": 2e-5}
+    assert found.part([key()]).choices == {key(): GATHER}
     other = Plan({key(): DENSE})
     other.adopt(plan)
     assert other == plan
@@ -164,6 +225,9 @@ def test_a_plan_is_kept_in_a_file(tmp_path: Path) -> None:
         {"cut": {"rows": -16, "tokens": 8, "slots": 8, "warps": 1}},
         {"cut": {"rows": "16", "tokens": 8, "slots": 8, "warps": 1}},
         {"cut": None},
+        {"kernel": "2:4", "cut": {"number": -1}},
+        {"seconds": [1.0]},
+        {"seconds": {"dense": "fast"}},
     ],
     ids=str,
 )

@@ -1,6 +1,6 @@
 """Tasks by whichever registered kernel takes them: the product with a compressed weight, and the step from W to W~.
 
-Triton's kernels and the native library, where there are any, are asked first; plain torch is always there.
+A GPU's kernels and the native library, where there are any, are asked first; plain torch is always there.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def _why_not_native_linear(**facts: Any) -> str | None:
     return reason
 
 
-def _why_not_triton_linear(**facts: Any) -> str | None:
-    return why_torch(**facts) or gpu_linear.why_not(**facts)
+def _why_not_on_gpu(kernel: str) -> Callable[..., str | None]:
+    return lambda **facts: why_torch(**facts) or gpu_linear.why_not(kernel, **facts)
 
 
 def _by(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -125,6 +125,7 @@ def _native_project(
 
 register(Kernel("native", "linear", _why_not_native_linear, _by(native.operator)))
 register(Kernel("native", "project", _why_not_native_project, _native_project))
-register(Kernel("triton", "linear", _why_not_triton_linear, _by(gpu_linear.operator)))
+register(Kernel("cusparselt", "linear", _why_not_on_gpu("cusparselt"), _by(gpu_linear.operator)))
+register(Kernel("triton", "linear", _why_not_on_gpu("triton"), _by(gpu_linear.operator)))
 register(Kernel("triton", "project", gpu_project.why_not, gpu_project.project))
 native.OPERATORS.impl("linear", gpu_linear.operator, "CUDA")  # type: ignore[no-untyped-call]  # not annotated

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -82,6 +83,10 @@ class NativePlan:
         """Take over the choices of another plan; where both have one, the other's."""
         self.choices.update(other.choices)
         self.changes += 1
+
+    def part(self, keys: Iterable[Key]) -> NativePlan:
+        """The choices for these keys alone."""
+        return NativePlan({key: self.choices[key] for key in keys})
 
     def to_json(self) -> str:
         """The plan as text; `from_json` gives it back."""

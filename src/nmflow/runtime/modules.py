@@ -43,7 +43,7 @@ class PackedRows(nn.Module):
         super().__init__()
         self.pattern = compressed.pattern
         self.shape = (compressed.values.shape[0], compressed.axis)
-        self._bound: ops.BoundLinear | None = None
+        self._bound: ops.Bound | None = None
         self.register_buffer("values", compressed.values)
         self.register_buffer("offsets", compressed.offsets)
         self.register_buffer("nm", torch.tensor(_numbers(self.pattern), device=compressed.values.device))
@@ -68,7 +68,7 @@ class PackedRows(nn.Module):
             bound = self._bound
             if bound is None or not bound.holds(values, offsets):
                 pattern = self.pattern
-                bound = ops.BoundLinear(values, offsets, self.shape, pattern.n, pattern.m, pattern.v)
+                bound = ops.bind(values, offsets, self.shape, pattern.n, pattern.m, pattern.v)
                 self._bound = bound
             y = bound(x, bias, activation)
             if y is not None:

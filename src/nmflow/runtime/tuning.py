@@ -15,7 +15,9 @@ from torch import nn
 from nmflow.ops import native, native_plan
 from nmflow.ops.gpu import choice as gpu_choice
 from nmflow.ops.gpu import linear as gpu_linear
+from nmflow.ops.gpu import measure as gpu_measure
 from nmflow.ops.gpu import product as gpu_product
+from nmflow.ops.gpu import two_four as gpu_two_four
 from nmflow.runtime.example import Example, run
 from nmflow.runtime.modules import NMConv2d, NMLinear, PackedRows, PackedWeight
 
@@ -65,7 +67,7 @@ def tune(
         wrong = where if devices else "no compressed layer was called"
         raise ValueError(f"{wrong}; tune(nmflow.compress(model), example), on one device")
     on_gpu = devices == {"cuda"}
-    missing = gpu_product.why_not(device="cuda") if on_gpu else native.why_not(device=next(iter(devices)))
+    missing = _missing_on_gpu() if on_gpu else native.why_not(device=next(iter(devices)))
     if missing is not None:
         raise RuntimeError(f"nothing to tune: {missing}")
     plans: Any = gpu_linear.plan if on_gpu else native.plan
@@ -84,8 +86,14 @@ def tune(
             choice = plans.choices[key]
             found[key] = Tuned(key, choice, times[dense] / times[choice])
     if plan is not None:
-        type(plans)({**known.choices, **{key: tuned.choice for key, tuned in found.items()}}).save(plan)
+        known.adopt(plans.part(found))
+        known.save(plan)
     return tuple(found.values())
+
+
+def _missing_on_gpu() -> str | None:
+    reasons = gpu_product.why_not(), gpu_two_four.why_not()
+    return None if None in reasons else "; ".join(map(str, reasons))
 
 
 _Measure = Callable[[float], Mapping[Any, float]]
@@ -99,11 +107,10 @@ def _on_cpu(rows: PackedRows, tokens: int) -> Iterator[tuple[Key, _Measure]]:
 
 def _on_gpu(rows: PackedRows, tokens: int) -> Iterator[tuple[Key, _Measure]]:
     """Eager, and in a CUDA graph."""
-    values, pattern = rows.values, rows.pattern
-    about = rows.shape, pattern.n, pattern.m, pattern.v, tokens
-    key = gpu_linear.key_of(values.device, values.dtype, *about)
+    pattern = rows.pattern
+    weight = gpu_linear.Weight(rows.values, rows.offsets, rows.shape, pattern.n, pattern.m, pattern.v)
     for graph in (False, True):
-        yield key._replace(graph=graph), partial(gpu_linear.tune, values, rows.offsets, *about, graph=graph)
+        yield weight.key(tokens, graph), partial(gpu_measure.tune, weight, tokens, graph=graph)
 
 
 def _sizes(model: nn.Module, example: Any) -> list[tuple[PackedRows, int]]:
