@@ -139,10 +139,11 @@ def _accelerators() -> list[str]:
 def _packages() -> tuple[Package, ...]:
     names = [(name, "", True) for name in _REQUIRED]
     names += [(name, purpose, False) for name, purpose in _OPTIONAL.items()]
-    return tuple(Package(name, _version(name), purpose, required) for name, purpose, required in names)
+    return tuple(Package(name, version_of(name), purpose, required) for name, purpose, required in names)
 
 
-def _version(name: str) -> str | None:
+def version_of(name: str) -> str | None:
+    """Of an installed package; None where it is missing."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

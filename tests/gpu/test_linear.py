@@ -130,7 +130,7 @@ def test_tuning_times_what_is_right_and_keeps_the_fastest(v: int, monkeypatch: p
     order: list[Way] = []
     real = linear.multiply
     monkeypatch.setattr(linear, "multiply", lambda way, *a: (order.append(way), real(way, *a))[1])
-    monkeypatch.setattr(measure, "_seconds", lambda call, on_gpu: (call(), clock[order[-1]])[1])
+    monkeypatch.setattr(measure, "seconds_of", lambda call, on_gpu: (call(), clock[order[-1]])[1])
     found = measure.tune(Weight(values, offsets, (32, 32), 1, 4, v), 2, seconds=0.0)
     assert found == clock
     assert order.count(ways[1]) == measure._CHECKS + 1  # 1.6 times the fastest: not measured again

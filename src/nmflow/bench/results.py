@@ -41,7 +41,7 @@ class KernelResult:
         """The same as a page, with every cell below."""
         parts = ["# Kernels", "", *(f"- {line}" for line in self.setup.lines()), f"- {self.rounds} rounds a cell", ""]
         for title, head, rows in self._tables():
-            parts += [f"## {title[0].upper()}{title[1:]}", "", *_markdown_table(head, rows), ""]
+            parts += [f"## {title[0].upper()}{title[1:]}", "", *markdown_table(head, rows), ""]
         if self.masks:
             parts += ["## Masks", "", "```", *(cell.line() for cell in self.masks), "```", ""]
         parts += ["## Goals", "", *_indented(short(verdicts(self.cells, self.masks))), ""]
@@ -128,7 +128,8 @@ def _beside_goal(cell: Cell) -> str:
     return f"{cell.over_dense:.2f} / {cell.goal:g}{'' if cell.over_dense >= cell.goal else ' !'}"
 
 
-def _markdown_table(head: list[str], rows: list[list[str]]) -> list[str]:
+def markdown_table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a table of Markdown."""
     ruler = ["---:"] * len(head)
     return [f"| {' | '.join(row)} |" for row in [head, ruler, *rows]]
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from nmflow.pattern import Pattern
 
 PARTS = ("linear", "cold", "bf16", "conv", "masks")
+GPU_PARTS = ("decode", "masks", "many", "shared", "float32", "train", "network")
 DTYPES = ("float32", "bfloat16")
 SHAPES = ((3072, 768), (768, 3072), (4096, 1024), (1024, 4096))
 TOKENS = (1, 16, 196, 1576)
@@ -20,11 +21,15 @@ Shape = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class _Common:
-    threads: int = 2
-    rounds: int = 15
+class _Written:
     out: Path | None = None
     """Folder for results.json, table.md and, where there is something to draw, plot.png."""
+
+
+@dataclass(frozen=True)
+class _Common(_Written):
+    threads: int = 2
+    rounds: int = 15
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,16 @@ class ModelSettings(_Common):
     """Language models: tokens that are decoded against the clock, in each round."""
 
 
-SettingsT = TypeVar("SettingsT", bound=_Common)
+@dataclass(frozen=True)
+class GpuSettings(_Written):
+    """`nmflow bench gpu`."""
+
+    parts: tuple[str, ...] = GPU_PARTS
+    minutes: int = 8
+    """After so many nothing new is begun; what is left stays unmeasured."""
+
+
+SettingsT = TypeVar("SettingsT", bound=_Written)
 
 
 def read(kind: type[SettingsT], settings: Iterable[str], defaults: Mapping[str, Any] | None = None) -> SettingsT:
@@ -88,7 +102,7 @@ def read(kind: type[SettingsT], settings: Iterable[str], defaults: Mapping[str, 
             elif key in values:
                 problems.append(f'"{setting}": {key} is given twice')
             else:
-                values[key] = _READERS[key](text)
+                values[key] = (_PARTS[kind] if key == "parts" else _READERS[key])(text)
         except ValueError as error:
             problems.append(f'"{setting}": {error}')
     if "targets" in known and "targets" not in values:
@@ -136,8 +150,8 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "patterns": _several(lambda text: str(Pattern.parse(text))),
     "tokens": _several(_count),
     "shapes": _several(read_shape),
-    "parts": _several(_one_of(PARTS)),
     "dtype": _one_of(DTYPES),
     "out": Path,
-    **dict.fromkeys(("threads", "rounds", "batch", "prompt", "new_tokens"), _count),
+    **dict.fromkeys(("threads", "rounds", "batch", "prompt", "new_tokens", "minutes"), _count),
 }
+_PARTS = {KernelSettings: _several(_one_of(PARTS)), GpuSettings: _several(_one_of(GPU_PARTS))}

@@ -107,3 +107,20 @@ def bench_train(name: str, settings: tuple[str, ...], as_json: bool) -> None:
     from nmflow.bench.training import bench_train as measure
 
     answer_bench(measure(name, asked, teller(as_json)), asked.out, as_json)
+
+
+@bench.command("gpu", short_help="Masks, products and networks on a GPU.")
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
+@json_option
+def bench_gpu(settings: tuple[str, ...], as_json: bool) -> None:
+    """Products, mask steps, a training step and a network on a CUDA device, over torch's ways, goals beside them.
+
+    For instance parts=decode,masks minutes=8. The parts: decode (few tokens), masks, many, shared (rows that share
+    their columns), float32, train, network. What there is no device or no time for is shown as unmeasured.
+    """
+    from nmflow.bench.settings import GpuSettings, read
+
+    asked = read(GpuSettings, settings)  # before torch is imported
+    from nmflow.bench.gpu.run import bench_gpu as measure
+
+    answer_bench(measure(asked, teller(as_json)), asked.out, as_json)
