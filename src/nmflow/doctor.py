@@ -7,6 +7,7 @@ import platform
 import shutil
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import nmflow
@@ -67,14 +68,20 @@ class Facts:
     kernels: tuple[KernelFact, ...]
     missing: tuple[str, ...]
     """What cannot run here, why, and what would help; a sentence each."""
+    choices: tuple[str, ...] = ()
+    """What a plan has chosen for which weight and number of tokens, and what the others took; a line each."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return asdict(self)
 
 
-def examine() -> Facts:
-    """Look at this machine. Optional packages are looked up, not imported."""
+def examine(plan: str | os.PathLike[str] | None = None) -> Facts:
+    """Look at this machine, and at a plan that `nmflow.tune` wrote. Optional packages are looked up, not imported.
+
+    Raises `ValueError` where the plan is none.
+    """
+    choices = () if plan is None else _choices(Path(plan))
     packages = _packages()
     versions = {package.name: package.version for package in packages}
     torch = _torch_facts() if versions["torch"] else _TorchFacts(None, None, None, (), None, ())
@@ -92,7 +99,19 @@ def examine() -> Facts:
         packages=packages,
         kernels=torch.kernels,
         missing=(*_missing_packages(packages), *_missing_hardware(torch, compiler)),
+        choices=choices,
     )
+
+
+def _choices(plan: Path) -> tuple[str, ...]:
+    from nmflow.ops import native_plan, plan_file
+    from nmflow.ops.gpu import choice
+
+    try:
+        is_native = plan_file.kind_of(plan.read_text(encoding="utf-8")) == native_plan.FORMAT
+        return tuple((native_plan.NativePlan if is_native else choice.Plan).load(plan).lines())
+    except ValueError as error:
+        raise ValueError(f"{plan}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ PROJECTIONS = {
     "7:8": (projection("7:8"), 30),
     "1:16": (projection("1:16"), 30),
     "1:128": (projection("1:128"), 32),
-    "16:128": (projection("16:128"), 80),
+    "16:128": (projection("16:128"), 90),
     "1:16 with a cast": (projection("1:16", cast=True), 36),
     "1:16 in bfloat16": (projection("1:16", dtype="bf16"), 36),
     "2:4 of columns": (projection("2:4", "columns"), 36),

@@ -424,6 +424,28 @@ def test_doctor_prints_the_same_for_people() -> None:
         assert line in done.output
 
 
+def test_doctor_says_what_a_plan_chose_and_what_the_others_took(tmp_path: Path) -> None:
+    from nmflow.ops import native_plan
+    from nmflow.ops.gpu import choice
+    from nmflow.ops.gpu.two_four import Algorithm
+
+    gpu, native, other = (str(tmp_path / name) for name in ("gpu.json", "native.json", "other.json"))
+    plan = choice.Plan()
+    key = choice.Key("A GPU", 4096, 1024, 1, 8, 1, "bfloat16", 13, True)
+    plan.note(key, {choice.DENSE: 2e-5, choice.Way("2:4", Algorithm(7)): 1.5e-5})
+    plan.save(gpu)
+    said = "4096x1024 1:8 bfloat16, up to 8192 tokens on A GPU, in a CUDA graph: 2:4 number=7 (2:4 15 us, dense 20 us)"
+    assert call("doctor", "--plan", gpu).stdout.splitlines()[-1] == f"  {said}"
+    assert json.loads(call("doctor", "--plan", gpu, "--json").stdout)["choices"] == [said]
+    tiling = native_plan.Tiling("rv", 0, 4, 16)
+    native_plan.NativePlan({native_plan.Key(8, 16, 1, 4, "float32", 0, 2): tiling}).save(native)
+    assert "  8x16 1:4 float32, up to 1 tokens on 2 threads: rv 0 4x16 rows" in call("doctor", "--plan", native).stdout
+    for text in ("{}", "no json", '{"format": "nmflow-gpu-plan", "version": 0}'):
+        Path(other).write_text(text)
+        done = call("doctor", "--plan", other)
+        assert (done.exit_code, "other.json" in done.stderr, "Traceback" in done.stderr) == (2, True, False)
+
+
 def test_doctor_does_not_import_what_it_looks_for() -> None:
     optional = ("timm", "transformers", "tensorboard", "torchvision")
     check = (

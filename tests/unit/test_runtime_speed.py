@@ -179,6 +179,13 @@ def test_the_plan_decides_and_a_change_of_it_is_noticed(dtype: torch.dtype) -> N
         assert rows.kernel_for(300) == "native"
         assert compression_report(layer).layers[0].kernel == "native"  # 3 tokens are not among the sizes it asks for
         assert torch.equal(layer(x), dense(x))
+        assert not compression_report(layer).layers[0].others
+        native.plan.choose(key._replace(bucket=4), DENSE)
+        report = compression_report(layer)
+    assert report.layers[0].kernel == "native or dense"
+    reason = "the dense product was faster when it was measured"
+    assert report.layers[0].others == {"native": reason}
+    assert report.lines()[-1] == f"not always native: {reason} (1 of them)"
 
 
 def test_dense_is_expected_where_it_is_faster() -> None:

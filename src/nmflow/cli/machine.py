@@ -10,12 +10,13 @@ from nmflow.cli.options import json_option
 
 
 @cli.command(short_help="Say what this machine can run, and why not.")
+@click.option("--plan", type=click.Path(exists=True, dir_okay=False), help="Say what nmflow.tune chose, and why.")
 @json_option
-def doctor(as_json: bool) -> None:
+def doctor(plan: str | None, as_json: bool) -> None:
     """Say what this machine can run, and why not the rest."""
     from nmflow.doctor import examine
 
-    facts = examine()
+    facts = examine(plan)
     if as_json:
         print_json(facts.to_dict())
         return
@@ -24,6 +25,8 @@ def doctor(as_json: bool) -> None:
     for table in doctor_tables(facts):
         print_rich(table)
     click.echo("\n".join(["missing:", *(f"  {line}" for line in facts.missing)] if facts.missing else ["all there"]))
+    if plan is not None:
+        click.echo("\n".join(["", f"chosen in {plan}:", *(f"  {line}" for line in facts.choices)]))
 
 
 @cli.group(cls=Commands, short_help="Measure speed against torch, goals beside it.")

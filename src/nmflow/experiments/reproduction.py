@@ -66,9 +66,9 @@ class Reproduction:
 
     @property
     def timed(self) -> Timed | None:
-        """What is measured on a clock, for tables of speed; on GPUs that is still to come."""
-        is_timed = self.table.kind == "speed" and self.place.scale == "cpu"
-        return Timed(self.table, self.place.table(self.table.name)) if is_timed else None
+        """What is measured on a clock, for tables of speed: on this machine's processor or its GPU."""
+        is_timed = self.table.kind == "speed" and self.place.scale in ("cpu", "gpu")
+        return Timed(self.table, self.place.table(self.table.name), self.place.scale) if is_timed else None
 
     @property
     def is_unfilled(self) -> bool:

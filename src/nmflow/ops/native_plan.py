@@ -14,7 +14,7 @@ Algorithm = Literal["tb", "rv", "dense"]
 Split = Literal["rows", "tokens"]
 
 PLAN_VERSION = 2
-_FORMAT = "nmflow-native-plan"
+FORMAT = "nmflow-native-plan"
 
 
 class Key(NamedTuple):
@@ -84,6 +84,14 @@ class NativePlan:
         self.choices.update(other.choices)
         self.changes += 1
 
+    def lines(self) -> list[str]:
+        """For people: every choice."""
+        return [
+            f"{key.out_features}x{key.in_features} {key.n}:{key.m} {key.dtype}, up to {1 << key.bucket} tokens on "
+            f"{key.place()}: {tiling.line()}"
+            for key, tiling in sorted(self.choices.items())
+        ]
+
     def part(self, keys: Iterable[Key]) -> NativePlan:
         """The choices for these keys alone."""
         return NativePlan({key: self.choices[key] for key in keys})
@@ -91,12 +99,12 @@ class NativePlan:
     def to_json(self) -> str:
         """The plan as text; `from_json` gives it back."""
         rows = ({**key._asdict(), **asdict(tiling)} for key, tiling in sorted(self.choices.items()))
-        return plan_file.text_of(rows, _FORMAT, PLAN_VERSION)
+        return plan_file.text_of(rows, FORMAT, PLAN_VERSION)
 
     @classmethod
     def from_json(cls, text: str) -> NativePlan:
         """Read `to_json`'s text. Raises `ValueError` on anything else."""
-        return cls(dict(_choice(row) for row in plan_file.rows_of(text, _FORMAT, PLAN_VERSION)))
+        return cls(dict(_choice(row) for row in plan_file.rows_of(text, FORMAT, PLAN_VERSION)))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan, whole or not at all."""

@@ -15,6 +15,18 @@ def text_of(rows: Iterable[Mapping[str, Any]], kind: str, version: int) -> str:
     return json.dumps({"format": kind, "version": version, "choices": list(rows)}, indent=1)
 
 
+def kind_of(text: str) -> str:
+    """Which kind of plan a text is. Raises `ValueError` where it is none."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    kind = found.get("format") if isinstance(found, dict) else None
+    if not isinstance(kind, str) or not kind.endswith("-plan"):
+        raise ValueError("this is no plan; nmflow.tune(..., plan=PATH) writes one")
+    return kind
+
+
 def rows_of(text: str, kind: str, version: int) -> list[Any]:
     """The rows of `text_of`. Raises `ValueError` where the text is no plan of this kind and version."""
     found = json.loads(text)

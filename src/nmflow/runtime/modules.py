@@ -82,9 +82,24 @@ class PackedRows(nn.Module):
 
     def kernel_for(self, tokens: int) -> str:
         """Who multiplies so many tokens."""
+        return ops.select("linear", tokens=tokens, **self._facts()).name
+
+    def others(self) -> dict[str, str]:
+        """Kernels of this machine and device that leave some number of tokens to others, each with its reason."""
+        found: dict[str, str] = {}
+        device = self.values.device.type
+        for kernel in ops.kernels():
+            if kernel.task != "linear" or kernel.why_not(device=device) is not None:
+                continue
+            for tokens in _REPORTED_TOKENS:
+                reason = kernel.why_not(tokens=tokens, **self._facts())
+                if reason is not None:
+                    found.setdefault(kernel.name, reason)
+        return found
+
+    def _facts(self) -> dict[str, Any]:
         n, m, v, device = self.pattern.n, self.pattern.m, self.pattern.v, self.values.device.type
-        facts = {"device": device, "dtype": self.values.dtype, "shape": self.shape, "n": n, "m": m, "v": v}
-        return ops.select("linear", tokens=tokens, **facts).name
+        return {"device": device, "dtype": self.values.dtype, "shape": self.shape, "n": n, "m": m, "v": v}
 
     def dense(self) -> Tensor:
         """The dense rows, unpacked once and kept."""
@@ -222,6 +237,11 @@ class PackedWeight(nn.ModuleList):
     def kernel(self) -> str:
         """Who multiplies with the parts; "native or dense" where it depends on the number of tokens."""
         return "+".join(dict.fromkeys(part.kernel() for part in self.rows))
+
+    def others(self) -> dict[str, str]:
+        """Kernels that leave a part or some number of tokens to others, each with its reason."""
+        parts = [part for part in self.rows if isinstance(part, PackedRows)]
+        return {name: reason for part in reversed(parts) for name, reason in part.others().items()}
 
     def patterns(self) -> str:
         """`1:16`, or `1:4+dense` for slices that differ."""

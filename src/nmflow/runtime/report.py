@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
@@ -21,6 +23,8 @@ class LayerReport:
     bytes_before: int
     bytes_after: int
     kernel: str
+    others: Mapping[str, str] = field(default_factory=dict)
+    """Kernels of this machine that leave it to others, at some numbers of tokens at least, and why."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,11 @@ class CompressionReport:
         ]
         ratio = self.bytes_before / self.bytes_after if self.bytes_after else 1.0
         count = f"{len(self.layers)} weight{'' if len(self.layers) == 1 else 's'}"
+        reasons = Counter(reason for layer in self.layers for reason in layer.others.items())
         return [
             *lines,
             f"compressed {count}: {self.bytes_before:,} -> {self.bytes_after:,} bytes, {ratio:.2f} times smaller",
+            *(f"not always {name}: {reason} ({many} of them)" for (name, reason), many in reasons.items()),
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,7 +71,7 @@ def compression_report(model: nn.Module) -> CompressionReport:
             weights[id(packed)] = packed
             kernel = STORAGE_ONLY if id(module) in never_called else _kernel(module, local, packed)
             kernels.setdefault(id(packed), []).append(kernel)
-    layers = tuple(_layer(weights[key], " and ".join(dict.fromkeys(kernels[key]))) for key in weights)
+    layers = tuple(_layer(weights[key], list(dict.fromkeys(kernels[key]))) for key in weights)
     after = _nbytes(model)
     stored = sum(_nbytes(packed) for packed in weights.values())
     return CompressionReport(layers, after - stored + sum(layer.bytes_before for layer in layers), after)
@@ -83,5 +89,7 @@ def _nbytes(module: nn.Module) -> int:
     return sum({id(tensor): tensor.nbytes for tensor in (*module.parameters(), *module.buffers())}.values())
 
 
-def _layer(packed: PackedWeight, kernel: str) -> LayerReport:
-    return LayerReport(packed.stored.name, packed.patterns(), packed.dense_nbytes, packed.nbytes, kernel)
+def _layer(packed: PackedWeight, kernels: list[str]) -> LayerReport:
+    others = {} if kernels == [STORAGE_ONLY] else packed.others()
+    what = packed.stored.name, packed.patterns(), packed.dense_nbytes, packed.nbytes
+    return LayerReport(*what, " and ".join(kernels), others)
