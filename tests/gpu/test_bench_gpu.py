@@ -105,6 +105,14 @@ def test_the_masks_part_of_a_training_step() -> None:
     assert min(cell.us.values()) > 0
 
 
+def test_tf32_is_as_it_was_afterwards() -> None:
+    for before in (False, True, False):
+        torch.backends.cuda.matmul.allow_tf32 = before
+        with products.allowing_tf32(not before):
+            assert torch.backends.cuda.matmul.allow_tf32 != before
+        assert torch.backends.cuda.matmul.allow_tf32 == before
+
+
 def test_ceilings_are_positive() -> None:
     found = ceilings(DEVICE, 32, 1, 0.0)
     assert list(found) == ["bfloat16 TFLOP/s", "TF32 TFLOP/s", "float32 TFLOP/s", "copy GB/s"]

@@ -138,6 +138,17 @@ def test_tuning_times_what_is_right_and_keeps_the_fastest(v: int, monkeypatch: p
     assert linear.plan.choices == {key(32, 32, v, 2): ways[0]}
 
 
+def test_what_is_hopeless_is_timed_once_unless_it_is_to_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    taken = {"fast": 1.0, "close": 1.4, "slow": 9.0}
+    sides = {name: (lambda name=name: calls.append(name)) for name in taken}
+    monkeypatch.setattr(measure, "seconds_of", lambda call, on_gpu: (call(), taken[calls[-1]])[1])
+    for keep, counts in ((None, [4, 4, 4]), ("fast", [4, 4, 1]), ("slow", [4, 4, 4])):
+        calls.clear()
+        assert measure.medians(sides, False, 0.0, keep) == taken
+        assert [calls.count(name) for name in taken] == counts
+
+
 def test_a_wrong_or_failing_way_is_left_out_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     values, offsets, _ = weight(20, 32)
     real = product.gather_linear

@@ -25,6 +25,7 @@ HAS_CORES = two_four.why_not() is None
 
 def compress(dense: Tensor) -> Tensor:
     """Rows, columns, then of every four entries two with their places: as many numbers as the dense one."""
+    assert dense.is_contiguous()
     fours = dense.reshape(-1, 4)
     places = (fours != 0).float().topk(2, dim=1).indices
     assert torch.equal(torch.zeros_like(fours).scatter(1, places, fours.gather(1, places)), fours)
@@ -49,6 +50,8 @@ def multiply(
     w = torch.zeros(rows * axis // 4, 4, dtype=weight.dtype).scatter(1, places.long(), kept).reshape(rows, axis)
     if dense_KT.shape[1] % 8:
         raise RuntimeError("tokens must be a multiple of 8")
+    assert dense_KT.t().is_contiguous(), "cuSPARSELt reads memory, not strides"
+    assert bias is None or bias.is_contiguous()
     if alg_id > 2:
         raise RuntimeError("no such algorithm")
     y_RT = w.float() @ dense_KT.float() + (0 if bias is None else bias.float()[:, None])
@@ -110,9 +113,9 @@ def test_the_product_is_that_of_the_dense_weight(
 ) -> None:
     values, offsets, dense = stored(32, 48, 2, 8)
     weight = Weight(values.to(cores, dtype), offsets.to(cores), (32, 48), 2, 8)
-    x, bias = whole_numbers(*tokens, 48), whole_numbers(64)[::2]
-    wanted = x @ dense.t() + bias
-    y = two_four_linear(x.to(cores, dtype), weight.two_four(), 32, bias.to(cores, dtype), activation)
+    x, bias = whole_numbers(*tokens, 48), whole_numbers(64).to(cores, dtype)[::2]
+    wanted = x @ dense.t() + bias.cpu().double()
+    y = two_four_linear(x.to(cores, dtype), weight.two_four(), 32, bias, activation)
     assert y.dtype == dtype
     assert torch.equal(y.cpu().double(), wanted.relu() if activation else wanted)
 
@@ -120,7 +123,7 @@ def test_the_product_is_that_of_the_dense_weight(
 def test_a_scattered_x_is_read_as_it_lies(cores: str) -> None:
     values, offsets, dense = stored(16, 32, 1, 8)
     weight = Weight(values.bfloat16().to(cores), offsets.to(cores), (16, 32), 1, 8)
-    x = whole_numbers(32, 10).t()
+    x = whole_numbers(32, 8).t()
     y = two_four_linear(x.bfloat16().to(cores), weight.two_four(), 16)
     assert torch.equal(y.cpu().double(), x @ dense.t())
 
