@@ -192,9 +192,10 @@ def test_tables_that_share_runs_have_them_done_once(tmp_path: Path) -> None:
     one, two = ({run.folder.path for run in part.open_runs()} for part in trained)
     assert one & two
     assert {run.folder.path for run in Several(tuple(trained)).open_runs()} == one | two
-    lines = state_lines(reproductions(["all"], place))
-    assert len(lines) == len(catalogue())
-    assert any("to come" in line for line in lines)
+    for scale, to_come in (("cpu", False), ("paper", True)):  # our own tables have no setting of the paper's
+        lines = state_lines(reproductions(["all"], replace(place, scale=scale)))
+        assert len(lines) == len(catalogue())
+        assert any("to come" in line for line in lines) == to_come
     assert Reproduction(find_table("table-18"), place).state == "counted"
 
 
