@@ -185,7 +185,13 @@ def test_a_weight_of_no_columns_gives_the_bias() -> None:
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_nothing_is_read_behind_x(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slots that only fill up a tile lie behind the axis; NaN lies there."""
-    transposed = product._transposed
+    transposed, in_tiles = product._transposed, product._in_tiles
+
+    def framed_tiles(x: Tensor, tokens: int) -> Tensor:
+        tiled = in_tiles(x, tokens)
+        frame = torch.full((tiled.numel() + 1000,), torch.nan, device=x.device)
+        frame[: tiled.numel()] = tiled.flatten()
+        return frame[: tiled.numel()].view(tiled.shape)
 
     def framed(x: Tensor, width: int) -> Tensor:
         frame = torch.full((100, width), torch.nan, device=x.device)
@@ -193,6 +199,7 @@ def test_nothing_is_read_behind_x(tokens: int, monkeypatch: pytest.MonkeyPatch) 
         return frame[: x.shape[-1]]
 
     monkeypatch.setattr(product, "_transposed", framed)
+    monkeypatch.setattr(product, "_in_tiles", framed_tiles)
     x = whole_numbers(tokens, 12)
     values, offsets, dense = shared(8, 12, 1, 4, 4)
     found = shared_linear(x.float().to(DEVICE), values.float().to(DEVICE), offsets.to(DEVICE), 1, 4, 4)

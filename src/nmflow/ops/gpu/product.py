@@ -69,7 +69,7 @@ def tilings(num_rows: int, num_slots: int, num_tokens: int) -> list[Tiling]:
     """
     tokens = 1 if num_tokens == 1 else _TOKENS
     found = []
-    for rows, warps in ((256, 1), (512, 2)) if tokens == 1 else ((128, 4), (256, 8), (64, 2)):
+    for rows, warps in ((256, 1), (512, 2)) if tokens == 1 else ((128, 4), (256, 8), (512, 16)):
         tiles = -(-num_rows // rows) * -(-num_tokens // tokens)
         for wanted in (2048, 4096, 1024, 1):  # warps over the whole GPU
             parts = max(1, min(wanted // (tiles * warps), num_slots // UNROLL))
@@ -128,13 +128,12 @@ def gather_linear(
     if not y.numel():
         return y
     cut = tiling or tilings(num_rows, num_slots, num_tokens)[0]
-    tiles = -(-num_tokens // cut.tokens)
-    x_KT = _transposed(x, tiles * cut.tokens)
+    tiled = _in_tiles(x, cut.tokens)
     parts = max(1, -(-num_slots // cut.slots))
     target = y if parts == 1 else x.new_empty(parts, num_tokens, num_rows, dtype=torch.float32)
     with available.beside(x):
-        gather_kernel[(-(-num_rows // cut.rows), tiles, parts)](
-            x_KT,
+        gather_kernel[(-(-num_rows // cut.rows), len(tiled), parts)](
+            tiled,
             weight.values,
             weight.offsets,
             _vector(bias),
@@ -142,7 +141,7 @@ def gather_linear(
             num_rows,
             num_slots,
             num_tokens,
-            x_KT.stride(0),
+            x.shape[-1],
             N=n,
             M=m,
             ROWS=cut.rows,
@@ -220,11 +219,22 @@ def _vector(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.contiguous()
 
 
+def _in_tiles(x: Tensor, tokens: int) -> Tensor:
+    """x [..., K] as [tile, K, token of the tile], the last tile filled up with whatever lies there."""
+    x_TK = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+    if tokens == 1:
+        return x_TK.contiguous()[:, :, None]
+    whole, rest = divmod(len(x_TK), tokens)
+    tiled = x.new_empty(whole + (rest > 0), x.shape[-1], tokens)
+    tiled[:whole] = x_TK[: whole * tokens].reshape(whole, tokens, x.shape[-1]).transpose(1, 2)
+    if rest:
+        tiled[whole, :, :rest] = x_TK[whole * tokens :].t()
+    return tiled
+
+
 def _transposed(x: Tensor, width: int) -> Tensor:
     """x [..., K] as [K, T], T filled up to `width` with whatever lies there: no token reads another one's."""
     x_TK = x.reshape(x.shape[:-1].numel(), x.shape[-1])
-    if width == len(x_TK) == 1:
-        return x_TK.t()
     x_KT = x.new_empty(x.shape[-1], width)
     x_KT[:, : len(x_TK)] = x_TK.t()
     return x_KT

@@ -1,8 +1,8 @@
 """y = x W^T on a GPU from a compressed W: every kept weight gathers its own entry of x.
 
 Values and offsets lie slot-major, [S, R], neighbouring outputs next to each other: a thread owns whole outputs, reads
-its weights 16 bytes at a time, and sums without asking another one. A warp's entries of x all lie in one block of M, so
-that they come from few cache lines. x lies transposed, [K, T]: the tokens of one entry follow each other.
+its weights 16 bytes at a time, and sums without asking another one. x lies in tiles of tokens, [tile, K, token]: those
+of one entry are one load, and all that a warp may gather from a block of M lies together, in few cache lines.
 
 Letters: T tokens, R rows of W (outputs), K entries of the reduction axis, S slots of a row.
 """
@@ -37,7 +37,7 @@ def gather_kernel(
     num_rows,  # R
     num_slots,  # S
     num_tokens,  # T
-    x_stride,  # from one entry of the axis to the next
+    axis,  # K
     N: tl.constexpr,
     M: tl.constexpr,
     ROWS: tl.constexpr,
@@ -50,12 +50,13 @@ def gather_kernel(
 ):
     """One tile of y, [T, R]; where SPLIT, of the float32 part of y that SLOTS slots make, [parts, T, R].
 
-    x is as long as the tiles of tokens are, and one token is a vector. GUARDED: a tile is not full of rows or slots.
+    x is as long as the tiles of tokens are. GUARDED: a tile is not full of rows or slots.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     first_token = tl.program_id(1) * TOKENS
     first = tl.program_id(2) * SLOTS
     in_rows = row < num_rows
+    tile_ptr = x_ptr + tl.program_id(1).to(tl.int64) * axis * TOKENS
     if TOKENS == 1:
         token = first_token
         stored, written = in_rows, row
@@ -68,7 +69,7 @@ def gather_kernel(
         for step in tl.static_range(UNROLL):
             slot = first + start + step
             at = slot.to(tl.int64) * num_rows + row
-            block_ptr = x_ptr + (slot // N * M).to(tl.int64) * x_stride
+            block_ptr = tile_ptr + slot // N * (M * TOKENS)
             guard = tl.full((ROWS,), True, tl.int1)  # the compiler drops a guard that is always true
             if GUARDED:
                 guard = in_rows & (slot + tl.zeros((ROWS,), tl.int32) < num_slots)
@@ -76,7 +77,9 @@ def gather_kernel(
             offset = tl.load(offsets_ptr + at, mask=guard, other=0)
             if TOKENS > 1:
                 value, offset, guard = value[:, None], offset[:, None], guard[:, None]
-            x = tl.load(block_ptr + (offset.to(tl.int32) * x_stride + token), mask=guard, other=0.0)
+            at_x = offset.to(tl.int32) * TOKENS
+            at_x = at_x if TOKENS == 1 else at_x + tl.arange(0, TOKENS)[None, :]
+            x = tl.load(block_ptr + at_x, mask=guard, other=0.0)
             total += value.to(tl.float32) * x.to(tl.float32)
     out_ptr = y_ptr + (token * num_rows + written)
     if SPLIT:
