@@ -35,21 +35,42 @@ def test_a_committed_table_is_what_its_runs_say(folder: Path) -> None:
     assert rebuilt(folder, EVIDENCE) == []
 
 
-def test_readmes_figures_are_those_of_the_table() -> None:
-    readme = (EVIDENCE.parents[2] / "README.md").read_text(encoding="utf-8")
-    part = readme[readme.index("| task | FF at | dense |") :].split("\n\n")[0]
-    head, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines()]
-    stated, found = {}, {}
-    for task, pattern, dense, *texts in lines:
-        stated |= {(task, pattern, name): text for name, text in zip(head[2:], [dense, *texts], strict=True)}
-    for task in dict.fromkeys(task for task, *_ in lines):
-        table = Reproduction(find_table(task.lower()), Place("cpu", EVIDENCE, Path("data"))).result()
-        assert isinstance(table, SideBySide)
-        assert table.dense is not None
-        for entry in table.entries:
-            found[task, entry.row.removeprefix("ff="), entry.column] = entry.cell.text()
-            found[task, entry.row.removeprefix("ff="), "dense"] = table.dense.text()
-    assert stated == found
+ROOT = EVIDENCE.parents[2]
+PAGES = [page for page in (ROOT / "README.md", ROOT / "docs" / "choosing-a-recipe.md") if page.exists()]
+
+
+def stated(text: str) -> dict[tuple[str, str, str], str]:
+    """(task, pattern, recipe) -> figure, of every table of a page that begins with a task and a pattern."""
+    found: dict[tuple[str, str, str], str] = {}
+    for part in text.split("\n\n"):
+        if part.startswith("| task | FF at | dense |"):
+            head, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines()]
+            for task, pattern, *figures in lines:
+                found |= {(task, pattern, name): text for name, text in zip(head[2:], figures, strict=True)}
+    return found
+
+
+def kept(task: str) -> dict[tuple[str, str, str], str]:
+    """The same of the table that is kept of a task."""
+    table = Reproduction(find_table(task.lower()), Place("cpu", EVIDENCE, Path("data"))).result()
+    assert isinstance(table, SideBySide)
+    assert table.dense is not None
+    found = {}
+    for entry in table.entries:
+        pattern = entry.row.removeprefix("ff=")
+        found[task, pattern, entry.column] = entry.cell.text()
+        found[task, pattern, "dense"] = table.dense.text()
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_figures_on_a_page_are_those_of_the_tables(page: Path) -> None:
+    """And a dash stands where a table has no such recipe, nowhere else."""
+    found = stated(page.read_text(encoding="utf-8"))
+    assert found
+    tables = {task: kept(task) for task in dict.fromkeys(task for task, *_ in found)}
+    wrong = {place: text for place, text in found.items() if text != tables[place[0]].get(place, "-")}
+    assert not wrong
 
 
 def test_there_is_evidence() -> None:
