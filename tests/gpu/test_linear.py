@@ -80,6 +80,11 @@ def test_the_plan_names_the_product(way: Way, v: int, monkeypatch: pytest.Monkey
     assert torch.equal(multiply(x, values, offsets, v), x @ dense.t())
 
 
+def test_what_was_measured_of_a_weight_is_known() -> None:
+    linear.plan.choices |= {key(): GATHER, key(tokens=4096)._replace(graph=True): DENSE, key(rows=24): GATHER}
+    assert sorted(linear.measured(key(tokens=1))) == [4, 4096]
+
+
 def test_a_changed_weight_is_read_anew() -> None:
     values, offsets, dense = weight()
     x = whole_numbers(3, 32)

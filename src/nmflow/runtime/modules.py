@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nmflow import ops
 from nmflow.ops import native_library
 from nmflow.ops.dense import Activation, activate, unpacked, versions
+from nmflow.ops.gpu import linear as gpu_linear
 from nmflow.pattern import Pattern
 from nmflow.runtime.format import CompressedNM, weight_of
 from nmflow.runtime.parts import StoredWeight
@@ -78,7 +79,7 @@ class PackedRows(nn.Module):
 
     def kernel(self) -> str:
         """Who multiplies; two names where it depends on the number of tokens."""
-        return " or ".join(dict.fromkeys(self.kernel_for(tokens) for tokens in _REPORTED_TOKENS))
+        return " or ".join(dict.fromkeys(self.kernel_for(tokens) for tokens in self._reported()))
 
     def kernel_for(self, tokens: int) -> str:
         """Who multiplies so many tokens."""
@@ -91,11 +92,19 @@ class PackedRows(nn.Module):
         for kernel in ops.kernels():
             if kernel.task != "linear" or kernel.why_not(device=device) is not None:
                 continue
-            for tokens in _REPORTED_TOKENS:
+            for tokens in self._reported():
                 reason = kernel.why_not(tokens=tokens, **self._facts())
                 if reason is not None:
                     found.setdefault(kernel.name, reason)
         return found
+
+    def _reported(self) -> list[int]:
+        """Numbers of tokens to report on: a few, and those that were measured on a GPU."""
+        if not self.values.is_cuda:
+            return list(_REPORTED_TOKENS)
+        n, m, v = self.pattern.n, self.pattern.m, self.pattern.v
+        key = gpu_linear.key_of(self.values.device, self.values.dtype, self.shape, n, m, v, 1)
+        return sorted({*_REPORTED_TOKENS, *gpu_linear.measured(key)})
 
     def _facts(self) -> dict[str, Any]:
         n, m, v, device = self.pattern.n, self.pattern.m, self.pattern.v, self.values.device.type

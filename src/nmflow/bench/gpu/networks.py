@@ -17,7 +17,7 @@ from nmflow.bench.gpu.places import Place
 from nmflow.bench.gpu.products import SECONDS, told
 from nmflow.bench.networks import Subject, build, make_sparse
 from nmflow.ops.gpu import measure
-from nmflow.runtime.modules import NMLinear
+from nmflow.ops.gpu.choice import Key
 from nmflow.sparsifier import Sparsifier
 
 _TOLERANCE = 0.05
@@ -39,10 +39,9 @@ def measure_network(place: Place, device: str = "cuda", seconds: float = SECONDS
     compressed = nmflow.for_inference(nmflow.compress(subject.model))
     compiled = _compiled(copy.deepcopy(subject.model))
     with torch.inference_mode(), told(notes):
-        if on_gpu:
-            nmflow.tune(compressed, subject.inputs, seconds)
-        layers = [layer for layer in compressed.modules() if isinstance(layer, NMLinear)]
-        kernels = ", ".join(dict.fromkeys(layer.weight_nm.kernel() for layer in layers))
+        tuned = nmflow.tune(compressed, subject.inputs, seconds) if on_gpu else ()
+        in_graphs = [each for each in tuned if isinstance(each.key, Key) and each.key.graph]
+        chosen = ", ".join(dict.fromkeys(each.choice.line() for each in in_graphs))
         _compiled(compressed)
         wanted, found = subject.logits(subject.model), subject.logits(compressed)
         error = float((found - wanted).abs().max() / wanted.abs().max())
@@ -55,7 +54,7 @@ def measure_network(place: Place, device: str = "cuda", seconds: float = SECONDS
             sides[name] = measure.replayed([run]) if on_gpu and name != EAGER else run
             run()
         times = measure.medians(sides, on_gpu, seconds)
-    return GpuCell(place, {name: taken * 1e6 for name, taken in times.items()}, kernels, tuple(notes))
+    return GpuCell(place, {name: taken * 1e6 for name, taken in times.items()}, chosen, tuple(notes))
 
 
 def measure_training(place: Place, device: str = "cuda", seconds: float = SECONDS) -> GpuCell:

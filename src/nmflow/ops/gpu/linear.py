@@ -89,6 +89,12 @@ def key_of(
     return Key(name, *shape, n, m, v, str(dtype).removeprefix("torch."), bucket(max(tokens, 1)), graph)
 
 
+def measured(key: Key) -> list[int]:
+    """Numbers of tokens, powers of two, at which the plan knows the weight of this key."""
+    like = key._replace(bucket=0, graph=False)
+    return [1 << known.bucket for known in plan.choices if known._replace(bucket=0, graph=False) == like]
+
+
 @functools.cache
 def _name(index: int) -> str:
     return torch.cuda.get_device_name(index)
