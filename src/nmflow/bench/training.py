@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from nmflow.bench import goals
 from nmflow.bench.kernels import Tell
@@ -120,14 +120,19 @@ def _steps(
 
     def step() -> None:
         loss = F.cross_entropy(subject.logits(model).flatten(0, -2), targets.flatten())
-        loss.backward()  # type: ignore[no-untyped-call]  # not annotated
-        if sparsifier is not None:
-            sparsifier.edit_gradients()
-        optimizer.step()
-        optimizer.zero_grad()
+        descend(loss, optimizer, sparsifier)
         if sparsifier is not None:
             start = now()
             sparsifier.step()
             masks.append(now() - start)
 
     return step
+
+
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer, sparsifier: Sparsifier | None) -> None:
+    """A training step from the loss on, but for the new masks."""
+    loss.backward()  # type: ignore[no-untyped-call]  # not annotated
+    if sparsifier is not None:
+        sparsifier.edit_gradients()
+    optimizer.step()
+    optimizer.zero_grad()

@@ -125,5 +125,8 @@ def bench_gpu(settings: tuple[str, ...], as_json: bool) -> None:
 
     asked = read(GpuSettings, settings)  # before torch is imported
     from nmflow.bench.gpu.run import bench_gpu as measure
+    from nmflow.bench.output import write
 
-    answer_bench(measure(asked, teller(as_json)), asked.out, as_json)
+    out = asked.out
+    keep = None if out is None else lambda result: write(result, out)
+    answer_bench(measure(asked, teller(as_json), keep), out, as_json)

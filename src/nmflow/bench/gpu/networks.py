@@ -16,6 +16,7 @@ from nmflow.bench.gpu.cells import EAGER, MASKS, NETWORK, GpuCell
 from nmflow.bench.gpu.places import Place
 from nmflow.bench.gpu.products import SECONDS, told
 from nmflow.bench.networks import Subject, build, make_sparse
+from nmflow.bench.training import descend
 from nmflow.ops.gpu import measure
 from nmflow.ops.gpu.choice import Key
 from nmflow.sparsifier import Sparsifier
@@ -99,11 +100,7 @@ def _step(subject: Subject, model: nn.Module, sparsifier: Sparsifier | None, dty
     def step() -> None:
         with torch.autocast(device.type, getattr(torch, dtype)):
             loss = F.cross_entropy(subject.logits(model), labels)
-        loss.backward()  # type: ignore[no-untyped-call]  # not annotated
-        if sparsifier is not None:
-            sparsifier.edit_gradients()
-        optimizer.step()
-        optimizer.zero_grad()
+        descend(loss, optimizer, sparsifier)
         if sparsifier is not None:
             sparsifier.step()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,26 +87,24 @@ class GpuResult:
         return cls(GpuSetup(**found["setup"]), tuple(GpuCell.from_dict(cell) for cell in found["cells"]))
 
 
-def bench_gpu(settings: GpuSettings, tell: Tell) -> GpuResult:
+def bench_gpu(settings: GpuSettings, tell: Tell, keep: Callable[[GpuResult], object] | None = None) -> GpuResult:
     """Measure every place of `settings` on the current CUDA device; `tell` hears each line as soon as it is known.
 
     A place that fails is left unmeasured with the reason; so is what is left when the minutes are over. Without a
-    device everything is.
+    device everything is. `keep` gets the whole result after every place, for a machine that may be taken away.
     """
     end = time.monotonic() + 60 * settings.minutes
     setup = examine()
     for line in setup.lines():
         tell(line)
-    cells: list[GpuCell] = []
-    for place in places(settings):
-        if setup.device is None:
-            cells.append(GpuCell(place))
-        elif time.monotonic() > end:
-            cells.append(GpuCell(place, notes=("the minutes were over",)))
-        else:
-            cells.append(_measured(place))
-        tell(cells[-1].line())
-    return GpuResult(setup, tuple(cells))
+    cells = {place: GpuCell(place) for place in places(settings)}
+    for place in cells if setup.device is not None else ():
+        over = time.monotonic() > end
+        cells[place] = GpuCell(place, notes=("the minutes were over",)) if over else _measured(place)
+        tell(cells[place].line())
+        if keep is not None and not over:
+            keep(GpuResult(setup, tuple(cells.values())))
+    return GpuResult(setup, tuple(cells.values()))
 
 
 def _measured(place: Place) -> GpuCell:
