@@ -161,6 +161,8 @@ def test_runs_of_other_settings_are_refused(tmp_path: Path) -> None:
     free = dict.fromkeys(("log_every", "eval_every", "checkpoint_every", "probe_every"), 1)
     moved = StudyFolder(replace(STUDY, settings={**STUDY.settings, **free}), tmp_path, Path("elsewhere"))
     assert moved.results(cells)[0].n == 1  # what changes no figure is no other setting
+    tails = StudyFolder(replace(STUDY, settings={**STUDY.settings, "remainder": "partial"}), tmp_path, Path("data"))
+    assert tails.results(cells)[0].n == 1  # what was done where remainders are refused had none
     longer = StudyFolder(replace(STUDY, settings={"data": "digits", "steps": 11}), tmp_path, Path("data"))
     for ask in (longer.results, longer.open_runs, longer.count):
         with pytest.raises(ValueError, match="done with another steps than the study has now"):
@@ -168,6 +170,14 @@ def test_runs_of_other_settings_are_refused(tmp_path: Path) -> None:
     single = StudyFolder(replace(longer.study, rates=(0.1,)), tmp_path, Path("data"))
     with pytest.raises(ValueError, match="another steps"):
         single.results(cells)
+
+
+def test_runs_that_may_have_had_remainders_are_not_taken_where_they_are_refused(tmp_path: Path) -> None:
+    tails = StudyFolder(replace(STUDY, settings={**STUDY.settings, "remainder": "partial"}), tmp_path, Path("data"))
+    for rate in STUDY.rates:
+        finish(tails, "ste ff=1:16", rate, 0, rate, 0.5, "accuracy")
+    with pytest.raises(ValueError, match="done with another remainder than"):
+        StudyFolder(STUDY, tmp_path, Path("data")).results([setup("ste ff=1:16")])
 
 
 def test_a_single_rate_is_taken_without_tries(tmp_path: Path) -> None:

@@ -102,6 +102,8 @@ class Run:
         stored = result or (read_json(self.diverged) if self.diverged.exists() else None)
         if stored is not None:
             found, asked = _that_matter(as_stored_now(stored["config"])), _that_matter(self.config.stored())
+            if found["remainder"] == "error":  # it came to an end, so M divides every axis: no policy was needed
+                found["remainder"] = asked["remainder"]
             other = [key for key in asked if found.get(key) != asked[key]]
             if other:
                 raise ValueError(
