@@ -180,6 +180,17 @@ def test_a_wrong_or_failing_way_is_left_out_and_told(monkeypatch: pytest.MonkeyP
     assert "rows=32" in words[2]
 
 
+def test_a_way_of_a_plan_is_measured_anew_where_it_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    values, offsets, _ = weight(20, 32)
+    stored = Weight(values, offsets, (20, 32), 1, 4)
+    assert measure.still_right(GATHER, stored, 3)
+    real = product.gather_linear
+    monkeypatch.setattr(product, "gather_linear", lambda *a: real(*a) * 1.001)
+    with pytest.warns(UserWarning, match="as a plan has it, is wrong by 1.0e-03"):
+        assert not measure.still_right(GATHER, stored, 3)
+    assert measure.still_right(DENSE, stored, 3)
+
+
 def test_the_plan_says_why_not_the_others() -> None:
     linear.plan.note(key(), {DENSE: 2e-5, GATHER: 1e-5, Way("gather", Tiling(32, 8, 8, 1)): 3e-5})
     assert linear.plan.why_not("triton", key()) is None

@@ -76,10 +76,10 @@ def tune(
     plans.adopt(known)
     found: dict[Key, Tuned] = {}
     for rows, tokens in seen:
-        for key, measure in (_on_gpu if on_gpu else _on_cpu)(rows, tokens):
+        for key, measure, holds in (_on_gpu if on_gpu else _on_cpu)(rows, tokens):
             if key in found:
                 continue
-            if key in known.choices:
+            if key in known.choices and holds(known.choices[key]):
                 found[key] = Tuned(key, known.choices[key], None)
                 continue
             times = measure(seconds)
@@ -97,20 +97,24 @@ def _missing_on_gpu() -> str | None:
 
 
 _Measure = Callable[[float], Mapping[Any, float]]
+_Holds = Callable[[Any], bool]
+"""Whether a choice from a file may be used as it is."""
 
 
-def _on_cpu(rows: PackedRows, tokens: int) -> Iterator[tuple[Key, _Measure]]:
+def _on_cpu(rows: PackedRows, tokens: int) -> Iterator[tuple[Key, _Measure, _Holds]]:
     pattern = rows.pattern
     packed = native.prepare(rows.values, rows.offsets, *rows.shape, pattern.n, pattern.m, v=pattern.v)
-    yield packed.forms.key(tokens, torch.get_num_threads()), lambda seconds: native.tune(packed, tokens, seconds)
+    key = packed.forms.key(tokens, torch.get_num_threads())
+    yield key, lambda seconds: native.tune(packed, tokens, seconds), lambda choice: True
 
 
-def _on_gpu(rows: PackedRows, tokens: int) -> Iterator[tuple[Key, _Measure]]:
+def _on_gpu(rows: PackedRows, tokens: int) -> Iterator[tuple[Key, _Measure, _Holds]]:
     """Eager, and in a CUDA graph."""
     pattern = rows.pattern
     weight = gpu_linear.Weight(rows.values, rows.offsets, rows.shape, pattern.n, pattern.m, pattern.v)
     for graph in (False, True):
-        yield weight.key(tokens, graph), partial(gpu_measure.tune, weight, tokens, graph=graph)
+        holds = partial(gpu_measure.still_right, weight=weight, tokens=tokens)
+        yield weight.key(tokens, graph), partial(gpu_measure.tune, weight, tokens, graph=graph), holds
 
 
 def _sizes(model: nn.Module, example: Any) -> list[tuple[PackedRows, int]]:

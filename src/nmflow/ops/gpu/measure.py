@@ -46,7 +46,7 @@ def tune(weight: Weight, tokens: int, seconds: float = 0.3, graph: bool = False)
     """
     key = weight.key(tokens, graph)
     x, weights = example(weight, tokens)
-    exact = x.double() @ weight.dense().double().t()
+    exact = _exact(x, weight)
     timed: dict[Way, Callable[[], object]] = {}
     in_turn = weights * turns(tokens, len(weights), graph)
     for way in [DENSE, *ways(key, x, weight)]:
@@ -78,7 +78,6 @@ def example(weight: Weight, tokens: int) -> tuple[Tensor, list[Weight]]:
     At few tokens the compressed weights together overflow the L2 cache, at many the dense ones.
     """
     values, (rows, axis) = weight.values, weight.shape
-    x = torch.randn(tokens, axis, generator=torch.Generator().manual_seed(0)).to(values.device, values.dtype)
     copies = 1
     if values.is_cuda:
         dense = rows * axis * values.itemsize
@@ -86,7 +85,29 @@ def example(weight: Weight, tokens: int) -> tuple[Tensor, list[Weight]]:
         cache = torch.cuda.get_device_properties(values.device).L2_cache_size
         room = torch.cuda.mem_get_info(values.device)[0] // 8
         copies = max(1, min(_COPIES, 1 + int(1.5 * cache) // size, room // dense))
-    return x, [weight, *(weight._replace(values=values.clone()) for _ in range(copies - 1))]
+    return _input(weight, tokens), [weight, *(weight._replace(values=values.clone()) for _ in range(copies - 1))]
+
+
+def still_right(way: Way, weight: Weight, tokens: int) -> bool:
+    """Whether a way that was measured elsewhere or before gives what float64 gives, here; with a warning where not.
+
+    The numbers of cuSPARSELt's algorithms mean others in another version, and compilers change.
+    """
+    x = _input(weight, tokens)
+    error = None if way == DENSE else _error(way, functools.partial(linear.multiply, way, x, weight), _exact(x, weight))
+    if error is not None:
+        warnings.warn(f"{way.line()}, as a plan has it, {error} and is measured anew", stacklevel=2)
+    return error is None
+
+
+def _input(weight: Weight, tokens: int) -> Tensor:
+    values = weight.values
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(tokens, weight.shape[1], generator=generator).to(values.device, values.dtype)
+
+
+def _exact(x: Tensor, weight: Weight) -> Tensor:
+    return x.double() @ weight.dense().double().t()
 
 
 def ways(key: Key, x: Tensor, weight: Weight) -> list[Way]:
