@@ -151,8 +151,8 @@ def test_reproduce_trains_what_is_missing_and_reads_the_rest(tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "which table?"), (["table-99"], "no table"), (["table-3"], "nothing fills table-3"),
-        (["digits", "--workers", "0"], "0"),
+        ([], "which table?"), (["table-99"], "no table"),
+        (["digits", "--scale", "paper"], "nothing fills digits"), (["digits", "--workers", "0"], "0"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_reproduced_is_said_at_once(arguments: list[str], message: str) -> None:
