@@ -239,7 +239,7 @@ def test_a_plan_is_kept_in_a_file(tmp_path: Path) -> None:
     other = Plan({key(): DENSE})
     other.adopt(plan)
     assert other == plan
-    assert all(way.line() and one.place() for one, way in plan.choices.items())
+    assert all(way.line() and one.line() for one, way in plan.choices.items())
 
 
 @pytest.mark.parametrize(

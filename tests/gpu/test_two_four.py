@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from test_linear import DEVICE
 from test_product import stored, whole_numbers
 from torch import Tensor
+from torch.library import Library
 
 from nmflow.ops.gpu import linear, measure, two_four
 from nmflow.ops.gpu.choice import Plan, Way
@@ -66,7 +68,7 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     if HAS_CORES:
         yield "cuda"
         return
-    library = torch.library.Library("aten", "IMPL")
+    library = Library("aten", "IMPL")
     library.impl("_cslt_compress", compress, "CPU")
     library.impl("_cslt_sparse_mm", multiply, "CPU")
     monkeypatch.setattr(two_four, "why_not", lambda **facts: why_no_weight(facts["dtype"], facts["shape"]))
@@ -94,8 +96,8 @@ def test_two_of_a_multiple_of_four_are_two_of_four(n: int, m: int) -> None:
         ({"shape": (32, 40)}, "sides of 32x40"),
     ],
 )
-def test_what_does_not_fit_is_told(facts: dict[str, object], reason: str) -> None:
-    assert reason in str(why_no_weight(**facts))  # type: ignore[arg-type]
+def test_what_does_not_fit_is_told(facts: dict[str, Any], reason: str) -> None:
+    assert reason in str(why_no_weight(**facts))
     assert why_no_weight(torch.bfloat16, (32, 48), 2, 8) is None
 
 
@@ -106,7 +108,7 @@ def test_on_a_cpu_there_are_no_cores() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("tokens", [(8,), (3,), (2, 5), ()])
+@pytest.mark.parametrize("tokens", [(8,), (3,), (2, 5), (), (0,)])
 @pytest.mark.parametrize("activation", [None, "relu"])
 def test_the_product_is_that_of_the_dense_weight(
     cores: str, dtype: torch.dtype, tokens: tuple[int, ...], activation: None

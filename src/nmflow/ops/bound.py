@@ -56,7 +56,9 @@ class BoundOnCpu:
 
     def __call__(self, x: Tensor, bias: Tensor | None, activation: Activation | None = None) -> Tensor | None:
         """y = act(x W^T + b); None where the registry must be asked: gradients, autocast, strided x, dense faster."""
-        if self._native is None or not x.is_cpu or not x.is_contiguous() or not _plain_inference(x, bias, self.dtype):
+        if self._native is None or not x.is_cpu or not x.is_contiguous():
+            return None
+        if not _plain_inference(x, bias, self.dtype, "cpu"):
             return None
         if bias is not None and not self._takes(bias):
             return None
@@ -114,7 +116,7 @@ class BoundOnGpu:
     def __call__(self, x: Tensor, bias: Tensor | None, activation: Activation | None = None) -> Tensor | None:
         """y = act(x W^T + b); None where the registry must be asked: gradients, autocast, another device or dtype."""
         values = self.weight.values
-        if x.device != values.device or not _plain_inference(x, bias, values.dtype):
+        if x.device != values.device or not _plain_inference(x, bias, values.dtype, x.device.type):
             return None
         now = gpu.plan, gpu.plan.changes
         if self._plan != now or len(self._ways) > _MOST_REMEMBERED:
@@ -127,7 +129,7 @@ class BoundOnGpu:
         return gpu.multiply(way, x, self.weight, bias, activation)
 
 
-def _plain_inference(x: Tensor, bias: Tensor | None, dtype: torch.dtype) -> bool:
+def _plain_inference(x: Tensor, bias: Tensor | None, dtype: torch.dtype, device: str) -> bool:
     """Whether nothing but numbers of this dtype go in, and nothing but numbers are to come out."""
     if type(x) is not Tensor or x.dtype is not dtype:
         return False
@@ -135,7 +137,7 @@ def _plain_inference(x: Tensor, bias: Tensor | None, dtype: torch.dtype) -> bool
         return False
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return False
-    return not torch.is_autocast_enabled(x.device.type)
+    return not torch.is_autocast_enabled(device)
 
 
 Bound: TypeAlias = BoundOnCpu | BoundOnGpu

@@ -28,9 +28,10 @@ class Key(NamedTuple):
     bucket: int
     threads: int
 
-    def place(self) -> str:
-        """Where it holds, for people."""
-        return f"{self.threads} threads"
+    def line(self) -> str:
+        """For people."""
+        weight = f"{self.out_features}x{self.in_features} {self.n}:{self.m} {self.dtype}"
+        return f"{weight}, up to {1 << self.bucket} tokens on {self.threads} threads"
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,7 @@ class NativePlan:
 
     def lines(self) -> list[str]:
         """For people: every choice."""
-        return [
-            f"{key.out_features}x{key.in_features} {key.n}:{key.m} {key.dtype}, up to {1 << key.bucket} tokens on "
-            f"{key.place()}: {tiling.line()}"
-            for key, tiling in sorted(self.choices.items())
-        ]
+        return [f"{key.line()}: {tiling.line()}" for key, tiling in sorted(self.choices.items())]
 
     def part(self, keys: Iterable[Key]) -> NativePlan:
         """The choices for these keys alone."""

@@ -38,9 +38,8 @@ class Tuned:
 
     def line(self) -> str:
         """For people."""
-        tokens, gain = 1 << self.key.bucket, "" if self.gain is None else f", {self.gain:.2f} times dense"
-        weight = f"{self.key.out_features}x{self.key.in_features} {self.key.n}:{self.key.m} {self.key.dtype}"
-        return f"{weight}, up to {tokens} tokens on {self.key.place()}: {self.choice.line()}{gain}"
+        gain = "" if self.gain is None else f", {self.gain:.2f} times dense"
+        return f"{self.key.line()}: {self.choice.line()}{gain}"
 
 
 def tune(

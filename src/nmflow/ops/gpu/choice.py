@@ -33,9 +33,11 @@ class Key(NamedTuple):
     graph: bool
     """Whether it is replayed in a CUDA graph, where launching costs nothing."""
 
-    def place(self) -> str:
-        """Where it holds, for people."""
-        return f"{self.device}{', in a CUDA graph' if self.graph else ''}"
+    def line(self) -> str:
+        """For people."""
+        weight = f"{self.out_features}x{self.in_features} {self.n}:{self.m}{f'v{self.v}' if self.v > 1 else ''}"
+        place = f"{self.device}{', in a CUDA graph' if self.graph else ''}"
+        return f"{weight} {self.dtype}, up to {1 << self.bucket} tokens on {place}"
 
 
 class Way(NamedTuple):
@@ -47,7 +49,7 @@ class Way(NamedTuple):
     @property
     def by(self) -> str:
         """Who computes it, as the registry names its kernels."""
-        return {"dense": "dense", "2:4": "cusparselt"}.get(self.kernel, "triton")
+        return _BY[self.kernel]
 
     def line(self) -> str:
         """For people."""
@@ -56,6 +58,7 @@ class Way(NamedTuple):
 
 
 DENSE = Way("dense")
+_BY = {"dense": "dense", "gather": "triton", "shared": "triton", "2:4": "cusparselt"}
 
 _FORMAT, _VERSION = "nmflow-gpu-plan", 2
 _CUTS = {"gather": Tiling, "shared": SharedTiling, "2:4": Algorithm}
@@ -122,7 +125,7 @@ class Plan:
         if way.by == kernel:
             return None
         seconds = self.seconds.get(key, {})
-        own = min((taken for name, taken in seconds.items() if Way(name).by == kernel), default=None)  # type: ignore[arg-type]
+        own = min((taken for name, taken in seconds.items() if _BY.get(name) == kernel), default=None)
         if own is None or way.kernel not in seconds:
             return f"{way.by} was chosen when it was measured"
         return f"{way.by} was faster when it was measured, {seconds[way.kernel] * 1e6:.3g} against {own * 1e6:.3g} us"
@@ -131,11 +134,9 @@ class Plan:
         """For people: every choice, and what the others took."""
         found = []
         for key, way in sorted(self.choices.items(), key=lambda item: item[0]):
-            pattern = f"{key.n}:{key.m}{f'v{key.v}' if key.v > 1 else ''}"
-            weight = f"{key.out_features}x{key.in_features} {pattern} {key.dtype}, up to {1 << key.bucket} tokens"
             times = sorted(self.seconds.get(key, {}).items(), key=lambda item: item[1])
             taken = ", ".join(f"{name} {seconds * 1e6:.3g} us" for name, seconds in times)
-            found.append(f"{weight} on {key.place()}: {way.line()}{f' ({taken})' if taken else ''}")
+            found.append(f"{key.line()}: {way.line()}{f' ({taken})' if taken else ''}")
         return found
 
 

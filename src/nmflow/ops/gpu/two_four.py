@@ -89,6 +89,8 @@ def two_four_linear(
     algorithm: Algorithm = Algorithm(0),  # noqa: B008  # a constant
 ) -> Tensor:
     """y = act(x W^T + b), [..., R], of x [..., K]; sums in float32, rounded once before the activation."""
+    if not x.shape[:-1].numel():
+        return x.new_empty(*x.shape[:-1], num_rows)
     filled = _filled_up(x)
     y_TR = torch._cslt_sparse_mm(
         weight,
