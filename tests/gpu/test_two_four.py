@@ -50,8 +50,8 @@ def multiply(
     rows, axis = int(weight[0]), int(weight[1])
     kept, places = weight[2:].reshape(2, -1, 2)
     w = torch.zeros(rows * axis // 4, 4, dtype=weight.dtype).scatter(1, places.long(), kept).reshape(rows, axis)
-    if dense_KT.shape[1] % 8:
-        raise RuntimeError("tokens must be a multiple of 8")
+    if dense_KT.shape[1] % 8 or not dense_KT.shape[1]:
+        raise RuntimeError("tokens must be a multiple of 8, and some")
     assert dense_KT.t().is_contiguous(), "cuSPARSELt reads memory, not strides"
     assert bias is None or bias.is_contiguous()
     if alg_id > 2:
