@@ -129,12 +129,17 @@ def _swin() -> nn.Module:
     )
 
 
-def _resnet50() -> nn.Module:
-    return importlib.import_module("timm").create_model("resnet50", num_classes=5, channels=(8, 8, 16, 16))
+_RESNET_DEPTHS = (2, 2, 1, 1)
+"""Of ResNet-50's (3, 4, 6, 3): blocks with and without a projection beside them, six instead of sixteen."""
 
 
-_RESNET50_CONVS = [
-    *(f"layer{stage}.{i}.conv{k}.weight" for stage, depth in enumerate((3, 4, 6, 3), 1)
+def _resnet() -> nn.Module:
+    timm = importlib.import_module("timm")
+    return timm.create_model("resnet50", num_classes=5, layers=_RESNET_DEPTHS, channels=(8, 8, 16, 16))
+
+
+_RESNET_CONVS = [
+    *(f"layer{stage}.{i}.conv{k}.weight" for stage, depth in enumerate(_RESNET_DEPTHS, 1)
       for i in range(depth) for k in (1, 2, 3)),
     *(f"layer{stage}.0.downsample.0.weight" for stage in (1, 2, 3, 4)),
 ]
@@ -230,9 +235,9 @@ HOSTS = [
         },
     ),
     Host(
-        "timm_resnet50", _resnet50, _features(3, 16, 16), needs="timm", has_batch_statistics=True,
+        "timm_resnet", _resnet, _features(3, 16, 16), needs="timm", has_batch_statistics=True,
         targets={"conv": "2:16"}, remainder="partial",            # 8 channels: one short block a row
-        weights={name: (Part(2, 16, **CONV),) for name in _RESNET50_CONVS},
+        weights={name: (Part(2, 16, **CONV),) for name in _RESNET_CONVS},
     ),
     Host(
         "t5",

@@ -384,7 +384,7 @@ FAULTS: list[tuple[str, Plant, Check]] = [
     ("wrong axis", rows_mask(wrong_axis), lambda: outputs.check_outputs_equal_a_pruned_copy(LAYER)),
     ("shifted blocks", rows_mask(shifted_blocks), lambda: outputs.check_outputs_equal_a_pruned_copy(CONV)),
     ("blocks across rows", rows_mask(across_rows),
-     lambda: outputs.check_outputs_equal_a_pruned_copy(HOST["timm_resnet50"])),
+     lambda: outputs.check_outputs_equal_a_pruned_copy(HOST["timm_resnet"])),
     ("the smallest survive", rows_mask(smallest_survive), lambda: outputs.check_outputs_equal_a_pruned_copy(MHA)),
     ("one more survives", rows_mask(one_more_survives), lambda: outputs.check_outputs_equal_a_pruned_copy(MHA)),
     ("each row for itself", rows_mask(each_row_for_itself), lambda: outputs.check_outputs_equal_a_pruned_copy(CONV)),

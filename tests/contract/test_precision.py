@@ -90,7 +90,7 @@ def test_another_dtype(host: Host, dtype: torch.dtype) -> None:
     check_another_dtype(host, dtype)
 
 
-@pytest.mark.parametrize("name", ["conv2d", "timm_resnet50"])
+@pytest.mark.parametrize("name", ["conv2d", "timm_resnet"])
 def test_channels_last(name: str) -> None:
     """Masks follow the axis, not the memory: a channels-last weight is pruned alike."""
     host = HOST[name]

@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from image_folders import write_imagenet, write_packed
-from small_runs import GENTLE, PowerCutError, assert_goes_on, assert_same_run, failing, one_run, small, start, weights
+from processes import on
+from small_runs import GENTLE, PowerCutError, assert_goes_on, assert_same_run, failing, one_run, small, weights
 
 from nmflow.report.folder import RunFolder
 from nmflow.report.tables import result_lines
@@ -81,10 +82,9 @@ def test_two_processes_see_what_two_micro_batches_see(tmp_path):
         "from test_image_runs import processes_or_rounds\nfrom nmflow.train import train\n"
         f"train(processes_or_rounds({str(data)!r}, 1))\n"
     )
-    process = start("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script))
     one = one_run(processes_or_rounds(data, 2), tmp_path / "one")
-    _, err = process.communicate(timeout=180)
-    assert process.returncode == 0, err
+    status, _, err = on(2, script)
+    assert status == 0, err
     [two] = (RunFolder(path) for path in (tmp_path / "runs").iterdir())
     found, expected = weights(two.checkpoint), weights(one.checkpoint)
     for name in (name for name in expected if name.startswith(("model/", "average/"))):

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from language import bert_folder, glue_folder
-from small_runs import GENTLE, one_run, small, start, weights
+from processes import on
+from small_runs import GENTLE, one_run, small, weights
 
 from nmflow.report.folder import RunFolder, read_metrics
 from nmflow.runtime import verify
@@ -26,14 +27,6 @@ CHECKS = (
 CHECKS = tuple(check for check in CHECKS if check != "columns" or find_spec("transformers"))  # GPT-2's layers
 
 
-def on(processes: int, *arguments: str) -> tuple[int, str, str]:
-    """Run a script on several processes (on one without a launcher); exit status, output, errors."""
-    launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}")
-    process = start(*(launcher if processes > 1 else ()), *arguments)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
-
-
 # -- the sparsifier ----------------------------------------------------------------------------------------------
 
 
@@ -43,7 +36,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=SLOW), pytest.param(4, marks=SLOW)])
 def test_a_spread_model_is_what_one_process_has(processes: int) -> None:
     """Losses, norms, masks, reports, weights; three processes hold parts of different height."""
-    status, out, err = on(processes, str(HERE / "spread_runs.py"), *CHECKS)
+    status, out, err = on(processes, HERE / "spread_runs.py", *CHECKS)
     assert status == 0, err
     assert out.split() == [word for check in CHECKS for word in (check, "agrees")]
 
@@ -55,7 +48,7 @@ def train_on(processes: int, config: TrainConfig, folder: Path, dies: int | None
     """Train in a folder, from wherever it is; with `dies` a process is killed before that step is done."""
     settings = folder.with_suffix(".yaml")
     settings.write_text(config.model_copy(update={"out": str(folder)}).to_yaml())
-    status, _, err = on(processes, str(HERE / "spread_train.py"), str(settings), *([] if dies is None else [str(dies)]))
+    status, _, err = on(processes, HERE / "spread_train.py", str(settings), *([] if dies is None else [str(dies)]))
     assert (status != 0) == (dies is not None), err
     assert RunFolder(folder).result.exists() == (dies is None)
     return RunFolder(folder)

@@ -155,7 +155,7 @@ def test_the_real_pairs(
 ) -> None:
     if not (shared_data / name).is_dir():
         pytest.skip(f"no {name} at {shared_data}")
-    data = load(shared_data / name, languages=languages, vocabulary=400)
+    data = load(shared_data / name, languages=languages, vocabulary=8_000)
     assert (len(data.train), len(data.val), len(data.test)) == counts
     processor = sentencepiece.SentencePieceProcessor(model_proto=data.files["vocabulary.model"])
     ids = data.test.batch(torch.tensor([0]))[0]["input_ids"][0].tolist()
