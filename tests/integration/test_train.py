@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import on
 from safetensors.torch import save_file
 from small_runs import GENTLE, MODEL, assert_same_bits, one_run, small, start, weights
 
@@ -33,6 +34,7 @@ from nmflow.train.loop import DivergedError, evaluate, prepare, take_step
 from nmflow.train.run import reproduce_command
 
 HERE = Path(__file__).parent
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -399,6 +401,34 @@ def test_half_precision_with_a_loss_scale_and_tensorboard(tmp_path):
     assert max(norm for norm in norms if norm is not None) < 100  # of the unscaled gradient
     assert {tensor.dtype for tensor in weights(tmp_path / "cut" / "model.safetensors").values()} == {torch.float32}
     assert len(list((tmp_path / "cut" / "tensorboard").glob("events*"))) == 2
+
+
+ASKS = """
+import sys; sys.path.insert(0, {here!r})
+import torch, torch.nn.functional as F
+from pathlib import Path
+from small_runs import failing, one_run, small
+from nmflow.train.data import load_data
+
+query = torch.randn(1, 2, 19, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+in_float32, found = F.scaled_dot_product_attention(*[query.float()] * 3).bfloat16(), []
+
+def ask():
+    with torch.autocast("cpu", torch.bfloat16):
+        found.append(torch.equal(F.scaled_dot_product_attention(query, query, query), in_float32))
+
+config = small(precision="bf16", steps=3)
+ask(); one_run(config, Path({folder!r}), failing(load_data(config.data), 2, ask)); ask()
+print(found)
+"""
+
+
+def test_in_bf16_attention_is_computed_in_float32(tmp_path):
+    """Asked in the middle of a run, where only the rule that holds there tells the two apart."""
+    script = tmp_path / "asks.py"  # of its own: Accelerate has one precision a process
+    script.write_text(ASKS.format(here=str(HERE), folder=str(tmp_path / "run")))
+    status, out, err = on(1, script)
+    assert (status, out) == (0, "[False, True, False]\n"), err
 
 
 def test_two_processes_train_what_one_does(tmp_path):

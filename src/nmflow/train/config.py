@@ -52,7 +52,7 @@ class RunConfig(Settings):
     accumulate: Count = 1
     """Micro-batches of one optimizer step."""
     precision: Literal["no", "bf16", "fp16"] = "no"
-    """Mixed precision of the forward pass."""
+    """Mixed precision of the forward pass; on CPUs attention over short sequences stays float32, which is quicker."""
     shard: bool = False
     """Spread weights, gradients and optimizer state over the processes (FSDP2), instead of a copy for each (DDP)."""
     eval_every: Count = 50
