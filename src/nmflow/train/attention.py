@@ -21,9 +21,9 @@ def attention_in_float32() -> Iterator[None]:
 
         softmax(Q Kᵀ / √d) V  in float32; what goes in may be bfloat16, and what comes out is, as it would be without
 
-    Autocast's own rule is bfloat16 for all of it. Torch's backward pass of that (2.10 to 2.15) takes up to three times
-    as long where sequences are short, a third of a step of ViT-tiny, and rounds more. Layers that write attention out
-    by themselves, and other devices, are as before.
+    Autocast's own rule is bfloat16 for all of it. Torch's backward pass of that (seen in 2.13 and 2.15) takes more than
+    twice as long where sequences are short, and rounds more. Layers that write attention out by themselves, and other
+    devices, are as before.
     """
     with operators._scoped_library("aten", "IMPL") as rules:  # torch's table of operators, for the whole process
         with warnings.catch_warnings():
