@@ -27,7 +27,7 @@ def attention_in_float32() -> Iterator[None]:
     """
     with operators._scoped_library("aten", "IMPL") as rules:  # torch's table of operators, for the whole process
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Warning only once for all operators")  # that a rule is replaced
+            warnings.filterwarnings("ignore", message="Warning only once for all operators")  # torch 2.13 says it
             rules.impl("scaled_dot_product_attention", _attention, "AutocastCPU", allow_override=True)
         yield
 
