@@ -30,13 +30,16 @@ class Trained:
     def open_runs(self) -> Sequence[Run]:
         """Runs that can be begun now."""
         setups = self._setups()
-        return [run for study in self.studies.values() for run in study.open_runs(setups)]
+        runs = [run for study in self.studies.values() for run in study.open_runs(setups)]
+        return runs + [run for run in self._at_both_rates() if not run.is_done]
 
     def count(self) -> tuple[int, int]:
         """(done, all) runs."""
         setups = self._setups()
         counts = [study.count(setups) for study in self.studies.values()]
-        return sum(done for done, _ in counts), sum(every for _, every in counts)
+        further = self._at_both_rates()
+        done = sum(done for done, _ in counts) + sum(run.is_done for run in further)
+        return done, sum(every for _, every in counts) + len(further)
 
     def result(self) -> SideBySide | Noise | Cost | Curves:
         """The table or figure from what the runs' folders hold."""
@@ -47,7 +50,7 @@ class Trained:
         match self.table.kind:
             case "noise":
                 noisy, calm = self.table.columns
-                return Noise(title, noisy, calm, first, differs)
+                return Noise(title, noisy, calm, first, differs, self._by_rate(), self._chosen())
             case "inference-flops":
                 return Cost(title, "forward", first, differs)
             case "training-flops":
@@ -64,6 +67,48 @@ class Trained:
             for cell in self._setups()
             for run in study.runs(cell) or ()
         )
+
+    # -- noise ---------------------------------------------------------------------------------------------------
+
+    def _chosen(self) -> dict[str, float]:
+        """Recipe -> the learning rate that it chose, of a table of one study."""
+        [study] = self.studies.values()
+        rates = {cell.recipe_text: study.rate(cell) for cell in self._sparse()}
+        return {recipe: rate for recipe, rate in rates.items() if rate is not None}
+
+    def _by_rate(self) -> dict[float, tuple[PlannedRun, ...]]:
+        """Learning rate -> the runs of every sparse cell at it, done or not."""
+        [study] = self.studies.values()
+        return {
+            rate: tuple(
+                PlannedRun(cell.recipe_text, cell.targets_text, seed, study.run(cell, rate, seed).folder.path)
+                for cell in self._sparse()
+                for seed in range(study.study.seeds)
+            )
+            for rate in study.study.rates
+        }
+
+    def _at_both_rates(self) -> list[Run]:
+        """What a table of noise asks beyond its cells: noise depends on the learning rate, so each recipe is probed at
+        the other one's too, every seed.
+        """
+        if self.table.kind != "noise" or len(self._chosen()) < len(self._sparse()):
+            return []
+        [study] = self.studies.values()
+        cells = self._sparse()
+        planned = {run.folder.path for cell in cells for run in [*study.tries(cell), *(study.runs(cell) or ())]}
+        runs = [
+            study.run(cell, rate, seed)
+            for seed in range(study.study.seeds)
+            for cell in cells
+            for rate in dict.fromkeys(self._chosen().values())
+        ]
+        return [run for run in runs if run.folder.path not in planned]
+
+    def _sparse(self) -> list[Setup]:
+        return [cell for cell in self._setups() if cell.targets]
+
+    # -- cells ---------------------------------------------------------------------------------------------------
 
     def _side_by_side(self, title: str, differs: tuple[str, ...]) -> SideBySide:
         paper = self.table.paper
