@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from nmflow.experiments.catalogue import catalogue, find_table
+from nmflow.experiments.catalogue import Table, catalogue, find_table
 from nmflow.experiments.cells import Setup, setup
 from nmflow.experiments.counted import Counted
 from nmflow.experiments.paper import half_unit, paper_tables
 from nmflow.experiments.reproduction import Place, Reproduction, Several, reproductions, state_lines
 from nmflow.experiments.studies import SCALES, Study, StudyFolder, studies
+from nmflow.experiments.trained import Trained
 from nmflow.report.cost import Cost
 from nmflow.report.curves import Curves
 from nmflow.report.noise import Noise
@@ -351,6 +352,55 @@ def test_noise_that_seeds_do_not_tell_apart_or_that_nobody_measured(tmp_path: Pa
     assert apart.ratios() == []
     assert not apart.draw(tmp_path / "none.png")
     assert "no run of both recipes is done" in apart.lines()
+
+
+def test_noise_is_compared_at_the_same_learning_rate(tmp_path: Path) -> None:
+    """a is told from b where each has its own rate, and less so, the other way, where they have the same."""
+    (tmp_path / "own").mkdir()
+    own = noise(tmp_path / "own", [8e-20, 8.8e-20])
+    slow = [PlannedRun("a", "1:16", seed, probed(tmp_path / f"as{seed}", {5: 1e-20, 10: 1e-20})) for seed in (0, 1)]
+    b = [run for run in own.runs if run.recipe == "b"]
+    nowhere = [PlannedRun(recipe, "1:16", 0, tmp_path / "nowhere") for recipe in ("a", "b")]
+    by_rate = {0.1: (*own.runs,), 0.2: (*slow, *b[:1]), 0.4: tuple(nowhere)}
+    found = replace(own, by_rate=by_rate, chosen={"a": 0.1, "b": 0.2})
+    ratios = found.at_same_rate()
+    assert list(ratios) == [0.1, 0.2]  # nobody ran at 0.4
+    assert ratios[0.1] == own.ratios()
+    assert [(each.ratio, each.n) for each in ratios[0.2]] == [(pytest.approx(0.5), 1)] * 4
+    assert found.verdict()[:2] == own.verdict()
+    assert found.verdict()[2] == "but a chose the learning rate 0.1, b 0.2, on which noise depends too"
+    assert len(replace(found, chosen={"a": 0.1, "b": 0.1}).verdict()) == 2
+    text = found.lines()
+    [first], [second] = ([line for line in text if line.startswith(f"| {rate} ")] for rate in (0.1, 0.2))
+    assert [word.strip() for word in first.split("|")[-3:-1]] == ["2", "Var(v), Var(abs(g))"]
+    assert [word.strip() for word in second.split("|")[2:-1]] == ["0.5", "0.5", "0.5", "0.5", "1", "-"]
+    stored = json.loads(json.dumps(found.to_dict()))
+    assert stored["rates"] == {"a": 0.1, "b": 0.2}
+    assert [each["rate"] for each in stored["same_rate"]] == [0.1, 0.2]
+
+
+def test_a_table_of_noise_asks_for_both_recipes_at_both_rates(tmp_path: Path) -> None:
+    """Once it is known which they chose; each with every seed, and none twice."""
+    folder = StudyFolder(STUDY, tmp_path, Path("data"))
+    table = Table("noise", "noise", "noise", ("ff=1:16",), ("sr-ste", "mdgf-exponential"))
+    trained = Trained(table, {"": folder})
+    for recipe in ("dense", "sr-ste ff=1:16", "mdgf-exponential ff=1:16"):
+        assert not any("seed 1" in run.label for run in trained.open_runs() if recipe in run.label)
+        for rate in STUDY.rates:
+            best = 0.1 if recipe.startswith("sr-ste") else 0.4
+            finish(folder, recipe, rate, 0, float(rate == best), 0.5, "accuracy")
+    labels = [run.label.removeprefix("tiny ") for run in trained.open_runs()]
+    assert labels == [
+        "dense lr 0.4 seed 1", "sr-ste ff=1:16 lr 0.1 seed 1", "mdgf-exponential ff=1:16 lr 0.4 seed 1",
+        "sr-ste ff=1:16 lr 0.4 seed 1", "mdgf-exponential ff=1:16 lr 0.1 seed 1",
+    ]  # fmt: skip
+    assert trained.count() == (9, 14)
+    finish(folder, "sr-ste ff=1:16", 0.4, 1, 0.0, 0.5, "accuracy")
+    assert trained.count() == (10, 14)
+    result = trained.result()
+    assert isinstance(result, Noise)
+    assert result.chosen == {"sr-ste": 0.1, "mdgf-exponential": 0.4}
+    assert {rate: len(runs) for rate, runs in result.by_rate.items()} == {0.1: 4, 0.2: 4, 0.4: 4}
 
 
 # ------------------------------------------------------------------------------------------------- cost and curves
