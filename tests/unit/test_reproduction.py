@@ -401,6 +401,10 @@ def test_a_table_of_noise_asks_for_both_recipes_at_both_rates(tmp_path: Path) ->
     assert isinstance(result, Noise)
     assert result.chosen == {"sr-ste": 0.1, "mdgf-exponential": 0.4}
     assert {rate: len(runs) for rate, runs in result.by_rate.items()} == {0.1: 4, 0.2: 4, 0.4: 4}
+    stored = folder.run(setup("sr-ste ff=1:16"), 0.4, 1).folder.result
+    stored.write_text(stored.read_text().replace('"steps": 10', '"steps": 20'))
+    with pytest.raises(ValueError, match="done with another steps"):
+        trained.result()
 
 
 # ------------------------------------------------------------------------------------------------- cost and curves

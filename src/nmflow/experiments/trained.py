@@ -77,16 +77,18 @@ class Trained:
         return {recipe: rate for recipe, rate in rates.items() if rate is not None}
 
     def _by_rate(self) -> dict[float, tuple[PlannedRun, ...]]:
-        """Learning rate -> the runs of every sparse cell at it, done or not."""
+        """Learning rate -> the runs of every sparse cell at it, done or not. Raises as `Run.result` does."""
         [study] = self.studies.values()
-        return {
-            rate: tuple(
-                PlannedRun(cell.recipe_text, cell.targets_text, seed, study.run(cell, rate, seed).folder.path)
-                for cell in self._sparse()
-                for seed in range(study.study.seeds)
+        found, seeds = {}, range(study.study.seeds)
+        for rate in study.study.rates:
+            places = [(cell, study.run(cell, rate, seed)) for cell in self._sparse() for seed in seeds]
+            for _, run in places:
+                run.result()  # refuses what was done with other settings
+            found[rate] = tuple(
+                PlannedRun(cell.recipe_text, cell.targets_text, run.config.seed, run.folder.path)
+                for cell, run in places
             )
-            for rate in study.study.rates
-        }
+        return found
 
     def _at_both_rates(self) -> list[Run]:
         """What a table of noise asks beyond its cells: noise depends on the learning rate, so each recipe is probed at
