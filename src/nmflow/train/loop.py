@@ -22,6 +22,7 @@ from nmflow.probes import GradientProbe
 from nmflow.shards import full
 from nmflow.sparsifier import Sparsifier
 from nmflow.sparsity import SparsityReport
+from nmflow.train.attention import attention_in_float32
 from nmflow.train.average import Average
 from nmflow.train.bleu import check_bleu
 from nmflow.train.checkpoint import Position, State
@@ -119,6 +120,7 @@ def prepare(config: TrainConfig, data: Data) -> Training:
     return Training(data, accelerator, prepared_model, prepared_optimizer, state)
 
 
+@attention_in_float32()
 def fit(run: Training, start: Position, recorder: Recorder, asked_to_stop: Callable[[], bool], resume: str) -> None:
     """Take the optimizer steps of a run that are not yet taken.
 

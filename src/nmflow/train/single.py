@@ -14,7 +14,6 @@ from nmflow.runtime.atomic import replacing
 from nmflow.shards import full, is_spread
 from nmflow.sparsity import SparsityReport
 from nmflow.targets import record, recorded, slots_to_json
-from nmflow.train.attention import attention_in_float32
 from nmflow.train.bleu import translate_test
 from nmflow.train.checkpoint import Position, checkpoint_path, load_checkpoint
 from nmflow.train.config import TrainConfig
@@ -67,7 +66,7 @@ def run_single(
         calibrate(run)
     display.begin(label, config.steps, start.step)
     recorder = Recorder(folder, start, display, config.tensorboard, writes=main)
-    with recorder, stop_requests() as asked_to_stop, attention_in_float32():
+    with recorder, stop_requests() as asked_to_stop:
         fit(run, start, recorder, asked_to_stop, resume)
     seconds = round(recorder.seconds, 2)
     if main or config.shard:
