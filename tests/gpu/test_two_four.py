@@ -15,7 +15,7 @@ import torch
 from test_linear import DEVICE
 from test_product import stored, whole_numbers
 from torch import Tensor
-from torch.library import Library
+from torch import library as operators
 
 from nmflow.ops.gpu import linear, measure, two_four
 from nmflow.ops.gpu.choice import Plan, Way
@@ -68,7 +68,7 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     if HAS_CORES:
         yield "cuda"
         return
-    library = Library("aten", "IMPL")
+    library = operators.Library("aten", "IMPL")
     library.impl("_cslt_compress", compress, "CPU")
     library.impl("_cslt_sparse_mm", multiply, "CPU")
     monkeypatch.setattr(two_four, "why_not", lambda **facts: why_no_weight(facts["dtype"], facts["shape"]))

@@ -95,6 +95,17 @@ def test_outside_autocast_nothing_changes() -> None:
     assert double.dtype == torch.float64
 
 
+def test_what_autocast_leaves_alone_and_an_empty_batch() -> None:
+    doubles = [tensor.detach().double() for tensor in inputs()]
+    none = torch.randn(0, 2, 5, 8, requires_grad=True)
+    with attention_in_float32():
+        torch.testing.assert_close(under_autocast(*doubles, None, False), exact(*doubles))
+        found = under_autocast(none, none, none, None, False)
+    assert (found.shape, found.dtype) == (none.shape, torch.bfloat16)
+    found.sum().backward()
+    assert none.grad is not None
+
+
 def test_a_compiled_layer_takes_it() -> None:
     torch.manual_seed(0)
     layer, x = nn.TransformerEncoderLayer(32, 2, 48, 0.0, batch_first=True), torch.randn(3, 9, 32)

@@ -43,8 +43,8 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    given = torch.get_autocast_dtype("cpu")
-    dtype = torch.float32 if key.shape[-2] <= SHORT else given
+    given = query.dtype if query.dtype == torch.float64 else torch.get_autocast_dtype("cpu")  # which leaves that alone
+    dtype = torch.float32 if given != torch.float64 and key.shape[-2] <= SHORT else given
     mask = attn_mask.to(dtype) if attn_mask is not None and attn_mask.is_floating_point() else attn_mask
     query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
     with torch.autocast("cpu", enabled=False):
