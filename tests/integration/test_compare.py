@@ -41,6 +41,7 @@ def test_what_is_run(done):
     names = {path.name for path in done.folder.runs.iterdir()}
     sparse = {f"{recipe}-1-{m}-s{s}" for recipe in ("ste", "mdgf-linear") for m in (4, 8) for s in (0, 1, 5)}
     assert names == sparse | {"dense-s0", "dense-s1", "dense-s5"}
+    assert not list(done.folder.runs.glob("*/checkpoint*"))  # nobody goes on with a run that is done
     assert load_compare_config(done.folder.config) == compared(
         recipes=("ste", "dense", "mdgf-linear"), seeds=(0, 1, 5), out=str(done.folder.path)
     )

@@ -16,6 +16,7 @@ from small_runs import GENTLE, one_run, small, weights
 
 from nmflow.report.folder import RunFolder, read_metrics
 from nmflow.runtime import verify
+from nmflow.train.checkpoint import remove_checkpoint
 from nmflow.train.config import TrainConfig, load_config
 from nmflow.train.data import load_data, share
 
@@ -84,6 +85,8 @@ def test_a_spread_run_goes_on_on_any_number_of_processes(tmp_path: Path, setting
         assert verify(resumed.path).ok
         [kept] = (path for path in resumed.shards.parent.iterdir() if path.is_dir())
         assert kept.name == "step-00000012"
+        remove_checkpoint(resumed.shards)
+        assert (resumed.shards.parent.exists(), resumed.model.exists()) == (False, True)
 
 
 def test_a_run_of_two_copies_is_killed_and_goes_on_alone(tmp_path: Path) -> None:

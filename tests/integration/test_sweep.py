@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from small_runs import MODEL, assert_same_run, one_run, small, start
+from small_runs import MODEL, assert_same_end, one_run, small, start
 
 from nmflow.cli import cli
 from nmflow.experiments import studies as studies_module
@@ -61,7 +61,8 @@ def test_two_processes_do_what_one_does_and_a_failure_stops_nobody(tmp_path: Pat
     assert (diverges.is_done, no_data.is_done) == (True, False)  # the one will diverge again, the other may find data
     assert "no data: FileNotFoundError" in said
     for seed, run in enumerate(runs):
-        assert_same_run(run.folder.path, alone[seed])
+        assert_same_end(run.folder.path, alone[seed])
+        assert not run.folder.checkpoint.exists()  # nobody goes on with a run that is done
 
 
 def test_a_sweep_that_is_stopped_or_loses_its_first_process_goes_on_to_the_same_bits(
@@ -79,7 +80,7 @@ def test_a_sweep_that_is_stopped_or_loses_its_first_process_goes_on_to_the_same_
     assert 40 < _last_step(run) < STEPS
     assert sweep(Listed((run,)), minutes=1e-9, threads=1).stopped
     assert sweep(Listed((run,)), threads=1).done == 1
-    assert_same_run(run.folder.path, one_run(small(recipe="sr-ste", steps=STEPS), tmp_path / "alone").path)
+    assert_same_end(run.folder.path, one_run(small(recipe="sr-ste", steps=STEPS), tmp_path / "alone").path)
 
 
 STEPS = 400

@@ -150,7 +150,7 @@ def _go_on(config: CompareConfig, folder: CompareFolder, data: Data, console: Co
                 display.begin(name, config.steps, config.steps)
                 continue
             try:
-                run_single(run.config, run.folder, data, display, again, name)
+                run_single(run.config, run.folder, data, display, again, name, keep_checkpoint=False)
             except DivergedError as error:
                 failed.append(f"{name}: {error}")
     cells = tuple(read_cells(run.label for run in runs))

@@ -199,7 +199,8 @@ def _work(pipe: Connection, threads: int) -> None:
             if loaded is None or loaded[0] != wanted:
                 loaded = (wanted, load_data(*wanted))
             with _alone_at(run.folder.path):
-                run_single(run.config, run.folder, loaded[1], Display(None), "the same command", run.label)
+                again = "the same command"
+                run_single(run.config, run.folder, loaded[1], Display(None), again, run.label, keep_checkpoint=False)
             pipe.send("done")
         except Interrupted:
             pipe.send("stopped")

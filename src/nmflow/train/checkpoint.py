@@ -77,6 +77,14 @@ def checkpoint_path(folder: RunFolder, config: TrainConfig) -> Path:
     return folder.shards if config.shard else folder.checkpoint
 
 
+def remove_checkpoint(path: Path) -> None:
+    """Delete the checkpoint of a run that is done; of a run with `shard` the folder of the JSON file."""
+    if path.suffix == ".json":
+        shutil.rmtree(path.parent)
+    else:
+        path.unlink()
+
+
 def save_checkpoint(path: Path, state: State, position: Position) -> None:
     """Write the state of a run, whole or not at all: until the new file is in place, the old one stays.
 

@@ -15,7 +15,7 @@ from nmflow.shards import full, is_spread
 from nmflow.sparsity import SparsityReport
 from nmflow.targets import record, recorded, slots_to_json
 from nmflow.train.bleu import translate_test
-from nmflow.train.checkpoint import Position, checkpoint_path, load_checkpoint
+from nmflow.train.checkpoint import Position, checkpoint_path, load_checkpoint, remove_checkpoint
 from nmflow.train.config import TrainConfig
 from nmflow.train.data import Data
 from nmflow.train.environment import environment
@@ -39,11 +39,14 @@ def run_single(
     resume: str,
     label: str,
     baseline: dict[str, Any] | None = None,
+    keep_checkpoint: bool = True,
 ) -> dict[str, Any]:
     """Do one run in `folder`, from wherever an earlier process left it; returns what stands in its result.json.
 
     A run that is done is only read. `resume` is the command that a person stopping it is told; `baseline`, the
-    result of a dense run beside it, is kept in the result. Raises as `prepare`, `load_checkpoint` and `fit` do.
+    result of a dense run beside it, is kept in the result. The checkpoint of the last step, dense weights and moments,
+    stays unless `keep_checkpoint` is false: among many runs it is most of what they take on disk. Raises as `prepare`,
+    `load_checkpoint` and `fit` do.
     """
     if folder.result.exists():
         return read_json(folder.result)
@@ -74,6 +77,8 @@ def run_single(
     if main:
         figures = {**_described(run, final[0]), "seconds": seconds, **_prove(run, folder, *final)}
         write_json(folder.result, {**figures, "dense": baseline})
+        if not keep_checkpoint:
+            remove_checkpoint(checkpoint)
     run.accelerator.wait_for_everyone()
     return read_json(folder.result)
 
