@@ -73,5 +73,17 @@ def test_figures_on_a_page_are_those_of_the_tables(page: Path) -> None:
     assert not wrong
 
 
+def test_runs_that_were_done_again_are_stated_as_they_came_out() -> None:
+    text = (EVIDENCE / "README.md").read_text(encoding="utf-8")
+    again = sorted((EVIDENCE / "cpu" / "attention").iterdir())
+    assert len(again) == 2
+    for after in again:
+        before = EVIDENCE / "cpu" / "runs" / "characters" / after.name
+        results = [json.loads((run / "result.json").read_text(encoding="utf-8")) for run in (before, after)]
+        assert results[0]["config"] == results[1]["config"]
+        figures = " | ".join(f"{result['test']['perplexity']:.2f}" for result in results)
+        assert f"| {results[0]['recipe']['name']} | {figures} |" in text
+
+
 def test_there_is_evidence() -> None:
     assert TABLES
