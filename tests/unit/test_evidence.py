@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,14 @@ def test_figures_on_a_page_are_those_of_the_tables(page: Path) -> None:
     tables = {task: kept(task) for task in dict.fromkeys(task for task, *_ in found)}
     wrong = {place: text for place, text in found.items() if text != tables[place[0]].get(place, "-")}
     assert not wrong
+
+
+def test_runs_outside_of_the_tables_are_stated_as_they_came_out() -> None:
+    page = (ROOT / "docs" / "choosing-a-recipe.md").read_text(encoding="utf-8")
+    runs = (EVIDENCE / "cpu" / "runs" / "characters").glob("sdgf-geometric-ff-1-128-lr-0.004-s*/result.json")
+    values = [json.loads(path.read_text(encoding="utf-8"))["test"]["perplexity"] for path in runs]
+    assert len(values) == 3
+    assert f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}" in page
 
 
 def test_runs_that_were_done_again_are_stated_as_they_came_out() -> None:
