@@ -191,8 +191,8 @@ def test_a_single_rate_is_taken_without_tries(tmp_path: Path) -> None:
 def test_a_dense_run_is_looked_at_where_the_others_are_sparse() -> None:
     config = STUDY.config(setup("dense"), 0.1, 0, Path("data"))
     assert (config.recipe, config.targets, config.baseline) == ("dense", {"ff": "1:16"}, False)
-    config = STUDY.config(setup("mdgf-linear dense=0.05 ff=1:8 qk=1:4"), 0.1, 0, Path("data"))
-    assert (config.recipe, config.targets) == ({"name": "mdgf-linear", "dense": 0.05}, {"ff": "1:8", "qk": "1:4"})
+    config = STUDY.config(setup("mdgf-linear dense=0.1 ff=1:8 qk=1:4"), 0.1, 0, Path("data"))
+    assert (config.recipe, config.targets) == ({"name": "mdgf-linear", "dense": 0.1}, {"ff": "1:8", "qk": "1:4"})
 
 
 def test_tables_that_share_runs_have_them_done_once(tmp_path: Path) -> None:

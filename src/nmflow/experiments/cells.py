@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from nmflow.schedules import recipe
 from nmflow.train.config_text import parse_value
 
 _PATTERN = re.compile(r"\d+:\d+")
@@ -26,7 +27,7 @@ class Setup:
 
     @property
     def recipe_text(self) -> str:
-        """`mdgf-linear dense=0.05`."""
+        """`mdgf-linear dense=0.1`."""
         return " ".join([self.recipe, *(f"{key}={value}" for key, value in self.options)])
 
     @property
@@ -43,13 +44,16 @@ class Setup:
 def setup(words: str) -> Setup:
     """Read the words of a cell, those of its row and of its column in any order.
 
-    `dense` alone is the dense network; N:M behind a sign is a target, anything else an option of the recipe. Raises
-    `ValueError` where the words name no recipe, or two.
+    `dense` alone is the dense network; N:M behind a sign is a target, anything else an option of the recipe. An option
+    that says what the recipe does anyway is left out: such cells share their runs. Raises `ValueError` where the words
+    name no recipe, or two, or one that there is not.
 
-    >>> setup("ff=1:8 qk=1:4 mdgf-linear dense=0.05")
-    Setup(recipe='mdgf-linear', options=(('dense', 0.05),), targets=(('ff', '1:8'), ('qk', '1:4')))
+    >>> setup("ff=1:8 qk=1:4 mdgf-linear dense=0.1")
+    Setup(recipe='mdgf-linear', options=(('dense', 0.1),), targets=(('ff', '1:8'), ('qk', '1:4')))
     >>> setup("dense").targets_text
     'dense'
+    >>> setup("mdgf-linear decay_end=0.7 ff=1:8") == setup("mdgf-linear ff=1:8")
+    True
     """
     names: list[str] = []
     options: dict[str, Any] = {}
@@ -66,4 +70,6 @@ def setup(words: str) -> Setup:
         raise ValueError(f'"{words}": expected one recipe, found {" and ".join(names) or "none"}')
     if (names[0] == "dense") == bool(targets):
         raise ValueError(f'"{words}": a recipe needs targets such as ff=1:8, and dense has none')
-    return Setup(names[0], tuple(options.items()), tuple(targets.items()))
+    standard = recipe(names[0])
+    telling = {key: value for key, value in options.items() if getattr(standard, key, None) != value}
+    return Setup(names[0], tuple(telling.items()), tuple(targets.items()))
