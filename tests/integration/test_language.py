@@ -86,9 +86,11 @@ def test_it_begins_with_the_weights_of_the_folder(tasks: Path, bert: Path) -> No
     assert fresh.bert.encoder.layer[0].output.dropout.p == 0.25
 
 
-def test_a_run_goes_on_to_the_same_bits(tmp_path: Path, tasks: Path, bert: Path) -> None:
+@pytest.mark.parametrize("like_lengths", [None, True])
+def test_a_run_goes_on_to_the_same_bits(tmp_path: Path, tasks: Path, bert: Path, like_lengths: bool | None) -> None:
     """Dropout included: the pretrained network has some."""
-    settings = config(tasks, bert, "MRPC", recipe="sr-ste")
+    data_config = {"name": "glue", "path": str(tasks / "MRPC"), "like_lengths": like_lengths}
+    settings = config(tasks, bert, recipe="sr-ste", data=data_config)
     whole = run(settings, tmp_path / "whole")
     part = RunFolder(tmp_path / "part")
     data = load_data(settings.data, settings.tokenizer())
@@ -101,6 +103,22 @@ def test_a_run_goes_on_to_the_same_bits(tmp_path: Path, tasks: Path, bert: Path)
     one_run(settings, part.path, data)
     assert_same_bits(part.model, whole.model)
     assert json.loads(part.result.read_text())["test"] == json.loads(whole.result.read_text())["test"]
+
+
+def test_batches_of_like_lengths_are_what_training_sees(tasks: Path, bert: Path) -> None:
+    tokens = []
+    for like_lengths in (None, True):
+        data_config = {"name": "glue", "path": str(tasks / "MRPC"), "like_lengths": like_lengths}
+        settings = config(tasks, bert, data=data_config)
+        training = prepare(settings, load_data(settings.data, settings.tokenizer()))
+        seen: list[int] = []
+        training.state.model.register_forward_pre_hook(
+            lambda _, args, inputs, seen=seen: seen.append(inputs["input_ids"].numel()), with_kwargs=True
+        )
+        for step in range(20):
+            take_step(training, step)
+        tokens.append(sum(seen))
+    assert tokens[1] < 0.9 * tokens[0]
 
 
 def _failing_at(last: int) -> Any:

@@ -327,6 +327,7 @@ BAD = [
     ("data=cifar10", "data: cifar10 needs a path: data=cifar10:PATH"),
     ("data=digits:here", "data: path is of no use to digits"),
     ("data.context=9", "data: context is of no use to digits (it is for text, glue, translation)"),
+    ("data.like_lengths=true", "data: like_lengths is of no use to digits (it is for glue, translation)"),
     ("bleu.beam=4", "bleu: of no use to digits (it is for translation); leave it out"),
     ("bleu={sentences: 0, beam: 2}", "bleu: sentences=0 measures no BLEU; leave the other settings out"),
     ("bleu.sentences=-1", "bleu.sentences: expected a value >= 0, found -1"),

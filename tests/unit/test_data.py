@@ -24,7 +24,7 @@ from nmflow.train.config_sections import DataConfig
 from nmflow.train.data import batch_indices, load_data, share, step_generator
 from nmflow.train.data.augment import flip, mix, shift
 from nmflow.train.data.jpeg_npz import read_jpeg_npz
-from nmflow.train.data.order import _permutation
+from nmflow.train.data.order import _alike, _permutation
 from nmflow.train.data.safe_pickle import read_array_pickle
 from nmflow.train.data.splits import rank_in_class
 
@@ -59,6 +59,38 @@ def test_the_order_depends_on_seed_and_epoch_alone():
         assert torch.equal(batch_indices(50, 8, 3, step), straight[step])
     epochs = {tuple(batch_indices(50, 50, seed, epoch).tolist()) for seed in range(3) for epoch in range(3)}
     assert len(epochs) == 9
+
+
+@settings(deadline=None)
+@given(num_items=st.integers(1, 30), batch=st.integers(1, 70), seed=st.integers(0, 2**32 - 1), data=st.data())
+def test_batches_of_like_lengths_drop_nothing_either(num_items, batch, seed, data):
+    lengths = torch.tensor(data.draw(st.lists(st.integers(1, 9), min_size=num_items, max_size=num_items)))
+    steps = -(-4 * num_items // batch)
+    stream = torch.cat([batch_indices(num_items, batch, seed, step, lengths) for step in range(steps)]).tolist()
+    assert len(stream) == steps * batch
+    for epoch in range(4):
+        assert sorted(stream[epoch * num_items : (epoch + 1) * num_items]) == list(range(num_items))
+
+
+def test_batches_of_like_lengths_pad_little_and_come_in_no_order():
+    """Of 10,007 items, so that batches lie in two epochs; lengths as sentences have them, one in ten long."""
+    generator = random.Random(0)
+    lengths = torch.tensor([generator.choice([4, 7, 9, 9, 11, 12, 14, 17, 20, 48]) for _ in range(10_007)])
+
+    def padded(step, like):
+        return 32 * int(lengths[batch_indices(10_007, 32, 1, step, lengths if like else None)].max())
+
+    tokens, steps = 32 * float(lengths.float().mean()), range(700)
+    assert sum(padded(step, False) for step in steps) > 2.5 * tokens * len(steps)
+    assert sum(padded(step, True) for step in steps) < 1.1 * tokens * len(steps)
+    means = torch.tensor([float(lengths[batch_indices(10_007, 32, 1, step, lengths)].float().mean()) for step in steps])
+    assert abs(float(torch.corrcoef(torch.stack([means[:-1], means[1:]]))[0, 1])) < 0.15  # what follows is any length
+    straight = [batch_indices(10_007, 32, 1, step, lengths) for step in range(300, 340)]
+    _alike.cache_clear()
+    for step in random.Random(0).sample(range(300, 340), 40):
+        assert torch.equal(batch_indices(10_007, 32, 1, step, lengths.clone()), straight[step - 300])
+    epochs = {tuple(batch_indices(10_007, 32, seed, step, lengths).tolist()) for seed in (1, 2) for step in (3, 330)}
+    assert len(epochs) == 4
 
 
 @pytest.mark.parametrize("arguments", [(0, 1, 0, 0), (1, 0, 0, 0), (1, 1, 0, -1)])

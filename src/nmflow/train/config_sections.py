@@ -47,6 +47,7 @@ _DATA_USERS: dict[str, tuple[str, ...]] = {
     "languages": ("translation",),
     "vocabulary": ("translation",),
     "tokenizer": ("glue", "text"),
+    "like_lengths": ("glue", "translation"),
 }
 
 
@@ -73,6 +74,8 @@ class DataConfig(Settings):
     """Translation: tokens of the vocabulary that is trained on the train part; none: 8000."""
     tokenizer: str | None = None
     """GLUE, text: folder of a tokenizer; none: that of a pretrained model of transformers, or characters."""
+    like_lengths: bool | None = None
+    """GLUE, translation: train on batches of sentences of like length, so that little is padding; none: no."""
 
     @model_validator(mode="before")
     @classmethod

@@ -27,7 +27,7 @@ from nmflow.train.average import Average
 from nmflow.train.bleu import check_bleu
 from nmflow.train.checkpoint import Position, State
 from nmflow.train.config import TrainConfig
-from nmflow.train.data import Data, Inputs, Split, batch_indices, longest_first, share, step_generator
+from nmflow.train.data import Data, Inputs, Split, Uneven, batch_indices, longest_first, share, step_generator
 from nmflow.train.data.augment import mix
 from nmflow.train.objectives import NOT_COUNTED, Outcomes, in_order, interleaved, mean_loss, trained_by
 from nmflow.train.optim import build_optimizer, learning_rate
@@ -182,7 +182,7 @@ def take_step(run: Training, step: int) -> tuple[Tensor, Tensor]:
     config, accelerator = run.config, run.accelerator
     process, num_processes = accelerator.process_index, accelerator.num_processes
     seed_step(config.seed, step, process)
-    indices = batch_indices(len(run.data.train), config.batch, config.seed, step)
+    indices = _items_of(run, step)
     run.model.train()
     loss = torch.zeros((), device=accelerator.device)
     rounds = config.accumulate
@@ -227,6 +227,13 @@ class _Batch:
     own: float = 1.0
 
 
+def _items_of(run: Training, step: int) -> Tensor:
+    """The items of a step, of all processes."""
+    config, items = run.config, run.data.train
+    lengths = items.lengths if config.data.like_lengths and isinstance(items, Uneven) else None
+    return batch_indices(len(items), config.batch, config.seed, step, lengths)
+
+
 def _drawn(run: Training, indices: Tensor, generator: torch.Generator) -> _Batch:
     inputs, targets = run.data.train.batch(indices, generator)
     if run.config.data.mixup is None or not isinstance(inputs, Tensor):
@@ -262,9 +269,7 @@ def calibrate(run: Training) -> None:
     if not sparsifier.recipe.needs_gradients:
         return
     steps = range(min(CALIBRATION_BATCHES, config.steps))
-    batches = (
-        run.data.train.batch(batch_indices(len(run.data.train), config.batch, config.seed, step)) for step in steps
-    )
+    batches = (run.data.train.batch(_items_of(run, step)) for step in steps)
 
     def loss_of(model: nn.Module, batch: tuple[Inputs, Tensor]) -> Tensor:
         inputs, targets = on_device(batch, run.accelerator.device)

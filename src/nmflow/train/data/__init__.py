@@ -10,12 +10,13 @@ from nmflow.train.data.digits import load_digits
 from nmflow.train.data.glue import load_glue
 from nmflow.train.data.images import load_images
 from nmflow.train.data.order import batch_indices, share, step_generator
-from nmflow.train.data.splits import Data, Inputs, Split, longest_first
+from nmflow.train.data.splits import Data, Inputs, Split, Uneven, longest_first
 from nmflow.train.data.text import load_text
 from nmflow.train.data.translation import load_translation
 
 __all__ = [
-    "LOADERS", "Data", "Inputs", "Split", "batch_indices", "load_data", "longest_first", "share", "step_generator",
+    "LOADERS", "Data", "Inputs", "Split", "Uneven", "batch_indices", "load_data", "longest_first", "share",
+    "step_generator",
 ]  # fmt: skip
 
 LOADERS: dict[str, Callable[[DataConfig, str | None], Data]] = {

@@ -8,14 +8,20 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+WINDOW = 64
+"""Batches' worth of items that are sorted together; sorting all of them would make the same batches every time."""
 
-def batch_indices(num_items: int, batch: int, seed: int, step: int) -> Tensor:
+
+def batch_indices(num_items: int, batch: int, seed: int, step: int, lengths: Tensor | None = None) -> Tensor:
     """Items of optimizer step `step` = 0, 1, ..., an int64 tensor [batch].
 
         p = step·batch + i,    epoch = p div num_items,    item = permutation(seed, epoch)[p mod num_items]
 
     Every epoch is a permutation of its own; a batch that begins in one epoch ends in the next, so nothing is
-    dropped and all batches are full. Raises `ValueError` where a size is below 1 or the step below 0.
+    dropped and all batches are full. With `lengths` [num_items] it is a permutation whose batches need little padding:
+    `WINDOW` batches' worth of items at a time are sorted by length, then the batches are shuffled; the one between two
+    epochs stays as drawn. (The order is remembered by the tensor itself: hand in the same one at every step.) Raises
+    `ValueError` where a size is below 1 or the step below 0.
 
     >>> steps = [batch_indices(5, 2, seed=0, step=step) for step in range(5)]
     >>> sorted(torch.cat(steps).tolist()) == sorted(2 * [0, 1, 2, 3, 4])
@@ -28,7 +34,8 @@ def batch_indices(num_items: int, batch: int, seed: int, step: int) -> Tensor:
     while position < end:
         epoch, start = divmod(position, num_items)
         stop = min(num_items, start + end - position)
-        taken.append(_permutation(num_items, seed, epoch)[start:stop])
+        items = _permutation(num_items, seed, epoch) if lengths is None else _alike(lengths, batch, seed, epoch)
+        taken.append(items[start:stop])
         position += stop - start
     return torch.cat(taken)
 
@@ -68,6 +75,19 @@ def step_generator(seed: int, step: int, first: int = 0) -> torch.Generator:
 def _permutation(num_items: int, seed: int, epoch: int) -> Tensor:
     generator = torch.Generator().manual_seed(_seed("order", seed, epoch))
     return torch.randperm(num_items, generator=generator)
+
+
+@lru_cache(maxsize=2)
+def _alike(lengths: Tensor, batch: int, seed: int, epoch: int) -> Tensor:
+    items = _permutation(len(lengths), seed, epoch)
+    head = min(-epoch * len(items) % batch, len(items))  # what the batch between two epochs takes of this one
+    whole = (len(items) - head) // batch
+    first, body, last = items.tensor_split([head, head + whole * batch])
+    cuts = list(range(WINDOW * batch, len(body), WINDOW * batch))
+    windows = [window[lengths[window].argsort(stable=True)] for window in body.tensor_split(cuts)]
+    generator = torch.Generator().manual_seed(_seed("batches", seed, epoch))
+    batches = torch.cat(windows).view(whole, batch)[torch.randperm(whole, generator=generator)]
+    return torch.cat([first, batches.flatten(), last])
 
 
 def _seed(purpose: str, *numbers: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class SentenceSplit:
     def __len__(self) -> int:
         return len(self.targets)
 
-    @property
+    @cached_property
     def lengths(self) -> Tensor:
         """Tokens of every item."""
         return self.starts.diff()

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -87,6 +88,11 @@ class PairSplit:
 
     def __len__(self) -> int:
         return len(self.source_starts) - 1
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """Tokens of every item, both sides."""
+        return self.source_starts.diff() + self.target_starts.diff()
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """Inputs by name, and the target tokens [B, T]; padding is NOT_COUNTED there. Nothing is augmented."""
