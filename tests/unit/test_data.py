@@ -83,8 +83,15 @@ def test_batches_of_like_lengths_pad_little_and_come_in_no_order():
     tokens, steps = 32 * float(lengths.float().mean()), range(700)
     assert sum(padded(step, False) for step in steps) > 2.5 * tokens * len(steps)
     assert sum(padded(step, True) for step in steps) < 1.1 * tokens * len(steps)
-    means = torch.tensor([float(lengths[batch_indices(10_007, 32, 1, step, lengths)].float().mean()) for step in steps])
-    assert abs(float(torch.corrcoef(torch.stack([means[:-1], means[1:]]))[0, 1])) < 0.15  # what follows is any length
+    drawn = [[lengths[batch_indices(10_007, 32, seed, step, lengths)] for step in steps] for seed in (1, 2)]
+    means = torch.tensor([[float(batch.float().mean()) for batch in batches] for batches in drawn])
+    epoch = 10_007 // 32
+    for one, other in [
+        (means[0, :-1], means[0, 1:]),  # what follows is of any length, in another epoch and for another seed too
+        (means[0, :epoch], means[0, epoch + 1 : 2 * epoch + 1]),
+        (means[0], means[1]),
+    ]:
+        assert abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 0.15
     straight = [batch_indices(10_007, 32, 1, step, lengths) for step in range(300, 340)]
     _alike.cache_clear()
     for step in random.Random(0).sample(range(300, 340), 40):
