@@ -74,10 +74,18 @@ def test_figures_on_a_page_are_those_of_the_tables(page: Path) -> None:
     assert not wrong
 
 
-def test_runs_outside_of_the_tables_are_stated_as_they_came_out() -> None:
+@pytest.mark.parametrize(
+    "runs",
+    [
+        "characters/sdgf-geometric-ff-1-128-lr-0.004",
+        "characters-long/mdgf-exponential-ff-1-16-lr-0.004",
+        "characters-long/sr-ste-ff-1-16-lr-0.008",
+    ],
+)
+def test_runs_outside_of_the_tables_are_stated_as_they_came_out(runs: str) -> None:
     page = (ROOT / "docs" / "choosing-a-recipe.md").read_text(encoding="utf-8")
-    runs = (EVIDENCE / "cpu" / "runs" / "characters").glob("sdgf-geometric-ff-1-128-lr-0.004-s*/result.json")
-    values = [json.loads(path.read_text(encoding="utf-8"))["test"]["perplexity"] for path in runs]
+    results = (EVIDENCE / "cpu" / "runs").glob(f"{runs}-s*/result.json")
+    values = [json.loads(path.read_text(encoding="utf-8"))["test"]["perplexity"] for path in results]
     assert len(values) == 3
     assert f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}" in page
 
