@@ -96,14 +96,14 @@ def test_a_run_of_two_copies_is_killed_and_goes_on_alone(tmp_path: Path) -> None
     assert_same_curve(train_on(1, config, tmp_path / "killed"), whole)
 
 
-@pytest.mark.parametrize("shard", [False, True])
-def test_two_processes_share_sentences(tmp_path: Path, shard: bool) -> None:
+@pytest.mark.parametrize(("shard", "like_lengths"), [(False, None), (True, None), (True, True)])
+def test_two_processes_share_sentences(tmp_path: Path, shard: bool, like_lengths: bool | None) -> None:
     """GLUE: the sentences of a batch differ in length, and neither 18 nor a class parts evenly."""
     pytest.importorskip("transformers", reason="the networks come from transformers, which is an extra")
     glue, bert = glue_folder(tmp_path / "glue", "MRPC"), bert_folder(tmp_path / "bert")
     config = small(
-        data={"name": "glue", "path": str(glue)}, model={"name": f"transformers:{bert}", "dropout": 0.0}, optim=GENTLE,
-        steps=6, shard=shard, pattern="1:4",
+        data={"name": "glue", "path": str(glue), "like_lengths": like_lengths},
+        model={"name": f"transformers:{bert}", "dropout": 0.0}, optim=GENTLE, steps=6, shard=shard, pattern="1:4",
     )  # fmt: skip
     data = load_data(config.data, config.tokenizer())
     whole = one_run(config.model_copy(update={"shard": False}), tmp_path / "whole", data)

@@ -11,7 +11,7 @@ import torch
 from language import parallel_folder
 
 from nmflow.train.config_sections import DataConfig
-from nmflow.train.data import Data, load_data
+from nmflow.train.data import Data, batch_indices, load_data
 from nmflow.train.data.translation import PairSplit, References
 from nmflow.train.objectives import NOT_COUNTED
 
@@ -160,3 +160,8 @@ def test_the_real_pairs(
     processor = sentencepiece.SentencePieceProcessor(model_proto=data.files["vocabulary.model"])
     ids = data.test.batch(torch.tensor([0]))[0]["input_ids"][0].tolist()
     assert processor.decode(ids[:-1]).startswith(first)
+    padded = []  # tokens of both sides in batches of 64, as they come and of like lengths
+    for lengths in (None, data.train.lengths):
+        batches = [data.train.batch(batch_indices(counts[0], 64, 0, step, lengths)) for step in range(100)]
+        padded.append(sum(inputs["input_ids"].numel() + targets.numel() for inputs, targets in batches))
+    assert padded[1] < 0.65 * padded[0]
