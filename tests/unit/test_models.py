@@ -249,6 +249,21 @@ def test_timm_models_take_their_sizes_from_the_data():
     assert resnet(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
 
 
+@pytest.mark.parametrize("name", ["resnet10t", "resnet18"])
+@pytest.mark.parametrize(
+    ("patch", "sides"), [(None, [8, 4, 2, 1]), (4, [8, 4, 2, 1]), (2, [16, 8, 4, 2]), (1, [32, 16, 8, 4])]
+)
+def test_the_stem_of_a_resnet_takes_as_many_pixels_as_asked(name, patch, sides):
+    """32 pixels; every stage after the first halves what the stem leaves."""
+    pytest.importorskip("timm", reason="timm is not installed")
+    model = build(images(3, 32, 32), name=f"timm:{name}", patch=patch)
+    seen = []
+    for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+        stage.register_forward_hook(lambda _, __, output: seen.append(output.shape[-2:]))
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
+    assert seen == [(side, side) for side in sides]
+
+
 def test_stochastic_depth_is_timms():
     """The n-th of N blocks is skipped with n / (N - 1) of the rate, counted from 0."""
     layers = pytest.importorskip("timm.layers", reason="timm is not installed")
@@ -271,6 +286,7 @@ def test_timm_models_come_from_torchs_random_state():
     ("data", "sizes", "told"),
     [
         (images(), {"name": "timm:resnet18", "width": 8}, "timm's resnet18 refuses embed_dim=8"),
+        (images(), {"name": "timm:resnet18", "patch": 3}, "resnet18 can go in steps of 1, 2 or 4 pixels, not 3"),
         (images(), {"name": "timm:vit_tiny_patch16_22"}, '"vit_tiny_patch16_22"; did you mean "vit_tiny_patch16_224"'),
         (images(), {"name": "timm:vit_tiny_patch16_224", "heads": 5}, "refuses num_heads=5"),
         (text(), {"name": "timm:resnet18"}, "timm:resnet18 takes images"),

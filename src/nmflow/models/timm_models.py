@@ -46,6 +46,8 @@ def build_timm(config: ModelConfig, data: Data) -> nn.Module:
     # Models without a fixed size (most convolutional ones) know no img_size.
     if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
         arguments["img_size"] = (height, width)
+    # A ResNet has no patches: what its stem makes of an image plays their part.
+    stem_stride = arguments.pop("patch_size", None) if _is_resnet(name) else None
     if config.dropout:
         arguments["drop_rate"] = config.dropout
     if config.drop_path:
@@ -64,4 +66,26 @@ def build_timm(config: ModelConfig, data: Data) -> nn.Module:
     except (TypeError, ValueError, AssertionError) as error:
         given = ", ".join(f"{key}={value}" for key, value in arguments.items())
         raise ValueError(f"model: timm's {name} refuses {given or 'these data'}: {error}") from error
+    if stem_stride is not None:
+        _stride_stem(model, stem_stride, name)
     return model
+
+
+def _is_resnet(name: str) -> bool:
+    import timm
+
+    return timm.model_entrypoint(name).__module__ == "timm.models.resnet"
+
+
+def _stride_stem(model: nn.Module, stride: int, name: str) -> None:
+    """Lets the stem of a ResNet go over the image in steps of `stride` pixels.
+
+    4 is the stem of ImageNet; 2 goes without its pooling and 1 without the stride of its first convolution as well,
+    as is the custom for images of 32 pixels: of those, 4 would leave the last stage a single place.
+    """
+    if stride not in (1, 2, 4):
+        raise ValueError(f"model.patch: the stem of timm's {name} can go in steps of 1, 2 or 4 pixels, not {stride}")
+    if stride <= 2:
+        model.maxpool = nn.Identity()
+    if stride == 1:
+        next(m for m in model.modules() if isinstance(m, nn.Conv2d)).stride = (1, 1)
