@@ -26,6 +26,9 @@ typedef struct nmflow_projection {
     int32_t columns; /* 0: the entries of a row are neighbours, and a stride leads from row to row. 1: the rows are
                         neighbours (w is stored [cols, rows], the other tensors too), a stride leads from one entry of
                         a row to the next; `bits` alone lies as under 0 */
+    int32_t taps; /* above 1, under columns = 0: a row is that of a convolution, cols / taps channels of `taps` neighbours
+                     each. Its entry k is channel k % (cols / taps) of tap k / (cols / taps) and lies at the place
+                     channel * taps + tap of the row, in the other tensors too; `bits` alone lies as under 0 and 1 */
     const void *w;
     uint8_t *mask;   /* 0 or 1, or null; what it held before is read for `flips` */
     void *effective; /* or null; may be w itself */
@@ -38,7 +41,7 @@ typedef struct nmflow_projection {
 
 /* flips: entries of the mask that differ from what it held before (0 without a mask). Serial where `parallel` is null.
    NMFLOW_BAD_ARGUMENT, and nothing written, unless 1 <= n <= m <= NMFLOW_PROJECT_LARGEST_M and rows do not overlap.
-   NMFLOW_NO_MEMORY: no scratch memory, which columns need; the outputs are undefined. */
+   NMFLOW_NO_MEMORY: no scratch memory, which columns and taps need; the outputs are undefined. */
 NMFLOW_API int32_t nmflow_project(const nmflow_projection *projection, nmflow_parallel_for parallel, int64_t *flips);
 
 #ifdef __cplusplus

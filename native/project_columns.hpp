@@ -30,7 +30,8 @@ static void transpose_keys(const T *w, int64_t w_stride, int64_t rows, int64_t e
                 v[j] = smaller(r + lanes <= rows ? keys(from) : keys(from, rows - r, 0), nan);
             }
             transpose<lanes>(v);
-            for (int j = 0; j < lanes; ++j) memcpy(to + (r + j) * to_stride + k, &v[j], sizeof(Key));
+            for (int j = 0; j < lanes; ++j)
+                if (r + j < rows) memcpy(to + (r + j) * to_stride + k, &v[j], sizeof(Key));
         }
 }
 

@@ -64,6 +64,7 @@ const ProjectKernels *kernels_for(int isa) {
 bool valid(const nmflow_projection &job) {
     if (job.rows < 0 || job.cols < 0 || job.n < 1 || job.n > job.m || job.m > NMFLOW_PROJECT_LARGEST_M) return false;
     if (job.dtype < NMFLOW_F32 || job.dtype > NMFLOW_F16 || (job.cast && job.dtype != NMFLOW_F32)) return false;
+    if (job.taps < 0 || (job.taps > 1 && (job.columns || job.cols % job.taps))) return false;
     if (job.bits && job.rows > 1 && job.bits_stride < (job.cols + 7) / 8) return false;
     const int64_t lines = job.columns ? job.cols : job.rows, length = job.columns ? job.rows : job.cols;
     if (lines < 2) return true;
@@ -120,8 +121,9 @@ int32_t nmflow_project(const nmflow_projection *given, nmflow_parallel_for paral
     Projection projection = {};
     projection.job = *given;
     nmflow_projection &job = projection.job;
-    if (!job.columns) join_rows(job);
-    projection.piece = piece_of(job.m, job.columns);
+    const bool has_taps = job.taps > 1;
+    if (!job.columns && !has_taps) join_rows(job);
+    projection.piece = has_taps ? job.cols : piece_of(job.m, job.columns);
     projection.pieces_per_row = (job.cols + projection.piece - 1) / projection.piece;
     projection.stream = streams(job, projection.piece);
 
@@ -131,7 +133,8 @@ int32_t nmflow_project(const nmflow_projection *given, nmflow_parallel_for paral
     const int64_t units = bands * projection.pieces_per_row / together;
     const int64_t entries = projection.piece * together * (job.columns ? panel_rows : 1);
     const int64_t grain = grain_entries / entries > 1 ? grain_entries / entries : 1;
-    Shared shared = {&projection, (job.columns ? kernels->columns : kernels->rows)[job.dtype], together, {0}, {false}};
+    const ProjectKernel *kernel = has_taps ? kernels->taps : job.columns ? kernels->columns : kernels->rows;
+    Shared shared = {&projection, kernel[job.dtype], together, {0}, {false}};
     if (!parallel)
         run(0, units, &shared);
     else if (parallel(0, units, grain, run, &shared) != 0)

@@ -21,7 +21,7 @@ constexpr int64_t panel_entries = 128;
 struct Projection {
     nmflow_projection job;
     int64_t piece;           // entries of a piece; the last of a row may be shorter
-    int64_t pieces_per_row;  // or per panel
+    int64_t pieces_per_row;  // or per panel; one where a row has taps
     bool stream;
 };
 
@@ -29,7 +29,7 @@ struct Projection {
 using ProjectKernel = int64_t (*)(const Projection &, int64_t begin, int64_t end);
 
 struct ProjectKernels {
-    ProjectKernel rows[3], columns[3];  // in the order of the dtypes' numbers
+    ProjectKernel rows[3], columns[3], taps[3];  // in the order of the dtypes' numbers
 };
 
 // One table an instruction set; null where the library was built without it.

@@ -43,3 +43,14 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 def lying(tensor_RK: Tensor, lie: str) -> Tensor:
     """The same tensor with its rows, or its columns, without gaps in memory."""
     return tensor_RK.t().contiguous().t() if lie == "columns" else tensor_RK.contiguous()
+
+
+def convolution(rows_RK: Tensor, taps: int) -> Tensor:
+    """Rows as the weight of a convolution stores them, [R, C, T]: entry k is channel k mod C of tap k // C."""
+    rows, axis = rows_RK.shape
+    return torch.stack(rows_RK.split(max(axis // taps, 1), dim=1), dim=2) if axis else rows_RK.new_empty(rows, 0, taps)
+
+
+def rows_of(weight_RCT: Tensor) -> Tensor:
+    """The rows [R, K] that `convolution` made the weight of."""
+    return torch.cat([weight_RCT[:, :, tap] for tap in range(weight_RCT.shape[2])], dim=1)

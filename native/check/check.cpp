@@ -137,8 +137,8 @@ void check_stream(const Case &c) {
     ++products;
 }
 
-// Float32 rows or columns; with ties, zeros of both signs and a NaN among the weights.
-void check_projection(const Case &c, bool columns) {
+// Float32 rows, columns or rows of a convolution; with ties, zeros of both signs and a NaN among the weights.
+void check_projection(const Case &c, bool columns, int64_t taps = 1) {
     std::vector<float> w(c.rows * c.cols), effective(w.size(), NAN);
     for (float &f : w) {
         f = static_cast<float>(random_bits() % 9) - 4.0f;
@@ -149,13 +149,16 @@ void check_projection(const Case &c, bool columns) {
     std::vector<uint8_t> mask(w.size(), 1), bits(c.rows * bytes, 0xFF);
     nmflow_projection job = {};
     job.rows = c.rows, job.cols = c.cols, job.n = c.n, job.m = c.m;
-    job.dtype = NMFLOW_F32, job.isa = c.isa, job.decay = 0.5f, job.columns = columns;
+    job.dtype = NMFLOW_F32, job.isa = c.isa, job.decay = 0.5f, job.columns = columns, job.taps = static_cast<int32_t>(taps);
     job.w = w.data(), job.mask = mask.data(), job.effective = effective.data(), job.bits = bits.data();
     job.w_stride = job.mask_stride = job.effective_stride = columns ? c.rows : c.cols;
     job.bits_stride = bytes;
     int64_t flips = 0, pruned = 0;
     if (nmflow_project(&job, nullptr, &flips) != NMFLOW_OK) return fail("projection's call", c);
-    const auto at = [&](int64_t r, int64_t k) { return columns ? k * c.rows + r : r * c.cols + k; };
+    const int64_t channels = c.cols / taps;
+    const auto at = [&](int64_t r, int64_t k) {
+        return columns ? k * c.rows + r : r * c.cols + k % channels * taps + k / channels;
+    };
     const auto size = [&](int64_t i) { return isnan(w[i]) ? INFINITY : fabsf(w[i]); };
     bool right = true;
     for (int64_t r = 0; r < c.rows; ++r)
@@ -172,7 +175,7 @@ void check_projection(const Case &c, bool columns) {
             right = right && mask[i] == keep && (bits[r * bytes + k / 8] >> (k % 8) & 1) == keep;
             right = right && (effective[i] == expected || (isnan(expected) && isnan(effective[i])));
         }
-    if (!right || flips != pruned) fail(columns ? "projection of columns" : "projection", c);
+    if (!right || flips != pruned) fail(columns ? "projection of columns" : taps > 1 ? "projection of taps" : "projection", c);
     ++projections;
 }
 
@@ -198,6 +201,8 @@ int main() {
                     check_stream({37, cols, n, m, 7, dtype, isa, 0, 0, 0});
                 check_projection({70, cols, n, m, 0, 0, isa, 0, 0, 0}, false);
                 check_projection({70, cols, n, m, 0, 0, isa, 0, 0, 0}, true);
+                check_projection({7, 9 * cols, n, m, 0, 0, isa, 0, 0, 0}, false, 9);
+                check_projection({7, 49 * cols, n, m, 0, 0, isa, 0, 0, 0}, false, 49);
             }
         }
         printf("%s: %d products, %d projections\n", names[isa], products, projections);

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from nmflow.layout import rows_shape, to_rows, write_back
+from nmflow.layout import Layout, rows_in_place, rows_shape, to_rows, write_back
 from nmflow.masks import Remainder
-from nmflow.ops import apply_mask, project
+from nmflow.ops import apply_mask, as_stored, project
 from nmflow.schedules.stage import Stage
 from nmflow.shards import Part, Shard, held, is_spread, whole
 from nmflow.targets import Slot
@@ -200,46 +200,45 @@ class EffectiveWeight:
         with torch.inference_mode(False), torch.no_grad():
             new_masks = self._allocate(mine) or new_masks
             layout = self.slots[0][1].layout
-            w, mask, effective = (to_rows(t, layout) for t in (mine.detach(), self.mask, self.effective))
             own = self._own_coefficient()
-            coefficient = None if own is None else to_rows(own, layout)
+            buffers = [self.mask, self.effective] if own is None else [self.mask, self.effective, own]
+            w, mask, effective, *factors = _rows_of([mine.detach(), *buffers], layout)
             if sum(stop - start for start, stop in (slot.row_range for _, slot in self.slots)) < self._height():
                 effective.copy_(w)
             for index, slot in self.slots:
                 rows = self.part(slot).local
                 stage = self.progress.stages[index]
                 self._derive_rows(index, stage, w[rows], mask[rows], effective[rows], new_masks)
-                if coefficient is not None:
-                    coefficient[rows] = _gradient_coefficient(stage, mask[rows], self._outer(stage, w[rows]))
-            write_back(mask, self.mask, layout)
-            write_back(effective, self.effective, layout)
-            if own is not None and coefficient is not None:
-                write_back(coefficient, own, layout)
+                for factor in factors:
+                    factor[rows] = _gradient_coefficient(stage, mask[rows], self._outer(stage, w[rows]))
+            for written, buffer in zip([mask, effective, *factors], buffers, strict=True):
+                write_back(written, buffer, layout)
         self._seen = _Seen(weight, _version(weight), self.progress.serial, self.effective._version)
 
     def _derive_rows(
-        self, index: int, stage: Stage, w_RK: Tensor, mask_RK: Tensor, effective_RK: Tensor, new_masks: bool
+        self, index: int, stage: Stage, w: Tensor, mask: Tensor, effective: Tensor, new_masks: bool
     ) -> None:
+        """The rows of one slot, [R, K] or of a convolution [R, C, T]."""
         self.flips.pop(index, None)
         fixed = self.progress.fixed.get(index)
         if (stage.pattern.is_dense and stage.outer.is_dense) or (stage.mask != "fresh" and fixed is None):
-            mask_RK.fill_(True)
-            effective_RK.copy_(w_RK)
+            mask.fill_(True)
+            effective.copy_(w)
             return
         if stage.mask != "fresh":
-            mask_RK.copy_(cast(Tensor, fixed))
+            mask.copy_(as_stored(cast(Tensor, fixed), mask))
         elif new_masks:
-            self.flips[index] = project(w_RK, stage.pattern, stage.decay, self.remainder, mask_RK, effective_RK)
+            self.flips[index] = project(w, stage.pattern, stage.decay, self.remainder, mask, effective)
             if stage.outer.is_dense:
                 return
-        apply_mask(w_RK, mask_RK, stage.decay, effective_RK, self._outer(stage, w_RK))
+        apply_mask(w, mask, stage.decay, effective, self._outer(stage, w))
 
-    def _outer(self, stage: Stage, w_RK: Tensor) -> Tensor | None:
+    def _outer(self, stage: Stage, w: Tensor) -> Tensor | None:
         """Φ_outer of a recipe in sequence, None where it is all ones or D makes it irrelevant."""
         if stage.outer.is_dense or stage.decay == 0.0:
             return None
-        outer = torch.zeros_like(w_RK, dtype=torch.bool)
-        project(w_RK, stage.outer, 0.0, self.remainder, outer, torch.empty_like(w_RK))
+        outer = torch.zeros_like(w, dtype=torch.bool)
+        project(w, stage.outer, 0.0, self.remainder, outer, torch.empty_like(w))
         return outer
 
     def _height(self) -> int:
@@ -278,6 +277,15 @@ class EffectiveWeight:
             own = self._own_coefficient()
             copy.coefficient = copy.mask if own is None else own.clone()
         return copy
+
+
+def _rows_of(tensors: Sequence[Tensor], layout: Layout) -> list[Tensor]:
+    """The rows of tensors that lie alike: views where possible, else copies, [R, K], to be written back."""
+    found = [rows_in_place(tensor, layout) for tensor in tensors]
+    in_place = [rows for rows in found if rows is not None]
+    if len(in_place) == len(found) and len({rows.dim() for rows in in_place}) == 1:
+        return in_place
+    return [to_rows(tensor, layout) for tensor in tensors]
 
 
 def _gradient_coefficient(stage: Stage, mask: Tensor, outer: Tensor | None) -> Tensor | float:

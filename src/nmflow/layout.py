@@ -46,6 +46,21 @@ def write_back(rows: Tensor, tensor: Tensor, layout: Layout) -> None:
         tensor.copy_(from_rows(rows, tuple(tensor.shape), layout))
 
 
+def rows_in_place(weight: Tensor, layout: Layout) -> Tensor | None:
+    """The rows of a weight as a view, never a copy; None where no view shows them.
+
+    [R, K] as `to_rows` gives it, or of a convolution [R, C, T] as it is stored: C channels of T taps each, whose
+    entries count as K = T·C, the channels of one tap first.
+    """
+    if layout != "conv" or weight.dim() < 3:
+        rows = to_rows(weight, layout)
+        return rows if rows.data_ptr() == weight.data_ptr() else None
+    try:
+        return weight.movedim(1, -1).view(rows_shape(tuple(weight.shape), layout))
+    except RuntimeError:
+        return weight.flatten(2) if weight[0].is_contiguous() else None
+
+
 def rows_shape(shape: tuple[int, ...], layout: Layout) -> tuple[int, int]:
     """(R, K) of a weight of this shape, without the weight.
 

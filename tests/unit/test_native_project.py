@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from projections import BITS, NAN, lying, same_bits, survivors, weights
+from projections import BITS, NAN, convolution, lying, rows_of, same_bits, survivors, weights
 from torch import Tensor, nn
 
 from nmflow import Sparsifier, ops
@@ -59,6 +59,25 @@ def check(w_RK: Tensor, pattern: str, decay: float, isa: str = "auto", lie: str 
     assert torch.equal(bits, packed(keep))
 
 
+def check_convolution(w_RK: Tensor, taps: int, pattern: str, decay: float, isa: str = "auto") -> None:
+    """The same for a convolution's weight, of which `w_RK` are the rows."""
+    form = Pattern.parse(pattern)
+    keep = survivors(w_RK, form.n, form.m)
+    before = torch.rand(w_RK.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    w, mask = convolution(w_RK, taps), convolution(before, taps)
+    assert w.is_contiguous()
+    effective, cast = torch.full_like(w, NAN), torch.full_like(w, NAN, dtype=torch.bfloat16)
+    bits = torch.full((len(w), -(-w_RK.shape[1] // 8)), 0xA5, dtype=torch.uint8)
+    narrow = cast if w.dtype == torch.float32 else None
+    flips = project_native(w, form, decay, "partial", mask, effective, narrow, bits, isa=isa)
+    assert torch.equal(rows_of(mask.view(torch.uint8)), keep.view(torch.uint8)), f"mask of {pattern}, {taps} taps"
+    assert flips == int((before != keep).sum())
+    assert torch.equal(rows_of(effective)[keep].view(BITS[w.dtype]), w_RK[keep].view(BITS[w.dtype]))
+    assert same_bits(rows_of(effective)[~keep], w_RK[~keep] * decay if decay else torch.zeros_like(w_RK[~keep]))
+    assert narrow is None or same_bits(narrow, effective.bfloat16())
+    assert torch.equal(bits, packed(keep))
+
+
 @pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()
@@ -86,6 +105,43 @@ def test_it_is_the_stable_sort_of_columns(pattern: str, isa: str, dtype: torch.d
     for kind, decay, rows in [("random", 0.37, 64), ("tied", 0.0, 67), ("special", 0.37, 3)]:
         for axis in (64 * m if m <= 8 else 2 * m, 5 * m + m // 2 + 1):      # a panel as one row; a short last block
             check(lying(weights(kind, rows, axis, dtype), "columns"), pattern, decay, isa, "columns")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_it_is_the_stable_sort_of_convolutions(pattern: str, isa: str, dtype: torch.dtype) -> None:
+    m = Pattern.parse(pattern).m
+    for kind, decay, taps in [("random", 0.37, 9), ("tied", 0.0, 9), ("special", 0.37, 25), ("special", 0.0, 2)]:
+        for channels in (2 * m if m > 8 else 64, m // 2 + 1):               # blocks within a tap; over several
+            check_convolution(weights(kind, 3, taps * channels, dtype), taps, pattern, decay, isa)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(
+    rows=st.integers(1, 9),
+    channels=st.integers(1, 70),
+    taps=st.integers(2, 50),
+    nm=st.integers(1, 140).flatmap(lambda m: st.tuples(st.integers(1, m), st.just(m))),
+    kind=st.sampled_from(["random", "tied", "special"]),
+    dtype=st.sampled_from(DTYPES),
+    decay=st.sampled_from([0.0, 0.37, 1.0]),
+    isa=st.sampled_from(ISAS),
+    seed=st.integers(0, 99),
+)
+def test_any_convolution(
+    rows: int,
+    channels: int,
+    taps: int,
+    nm: tuple[int, int],
+    kind: str,
+    dtype: torch.dtype,
+    decay: float,
+    isa: str,
+    seed: int,
+) -> None:
+    w = weights(kind, rows, taps * channels, dtype, seed)
+    check_convolution(w, taps, f"{nm[0]}:{nm[1]}", decay, isa)
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
@@ -193,6 +249,52 @@ def test_nothing_beside_the_outputs_is_written(dtype: torch.dtype, isa: str, lie
         assert bool((bits_frame == 7).all())
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nothing_beside_the_outputs_of_a_convolution_is_written(dtype: torch.dtype, isa: str) -> None:
+    for channels, taps in ((1, 9), (7, 9), (64, 9), (30, 2)):
+        frame = torch.full((5, channels + 2, taps), 7.0, dtype=dtype)
+        mask_frame = torch.full(frame.shape, 7, dtype=torch.uint8)
+        bits_frame = torch.full((5, channels * taps + 20), 7, dtype=torch.uint8)
+        inside, beside = (slice(1, 4), slice(1, 1 + channels)), (slice(1, 4), slice(9, 9 + -(-channels * taps // 8)))
+        w_RK = weights("random", 3, channels * taps, dtype)
+        mask, effective, bits = mask_frame.view(torch.bool)[inside], frame[inside], bits_frame[beside]
+        project_native(convolution(w_RK, taps), Pattern(2, 4), 0.0, "partial", mask, effective, bits_RB=bits, isa=isa)
+        keep = survivors(w_RK, 2, 4)
+        assert torch.equal(rows_of(mask), keep)
+        assert torch.equal(rows_of(effective), w_RK * keep)
+        assert torch.equal(bits, packed(keep))
+        effective.fill_(7.0)
+        mask_frame[inside] = bits[:] = 7
+        assert bool((frame == 7).all())
+        assert bool((mask_frame == 7).all())
+        assert bool((bits_frame == 7).all())
+
+
+def test_threads_share_the_rows_of_a_convolution(threads: int) -> None:
+    check_convolution(weights("random", 190, 9 * 57, torch.float32), 9, "3:7", 0.37)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_convolution_that_leaves_the_caches(isa: str) -> None:
+    """27 MB of weight and outputs, rows of whole cache lines: written past the caches."""
+    w = torch.randn(512, 640, 9, generator=torch.Generator().manual_seed(0))
+    blocks = w.transpose(1, 2).reshape(-1, 8).abs()
+    keep = (blocks[:, :, None] < blocks[:, None, :]).sum(2).lt(2).view(512, 9, 640).transpose(1, 2)
+    mask, effective = torch.ones_like(w, dtype=torch.bool), torch.full_like(w, NAN)
+    assert project_native(w, Pattern(2, 8), 0.5, "error", mask, effective, isa=isa) == int((~keep).sum())
+    assert torch.equal(mask, keep)
+    assert torch.equal(effective, torch.where(keep, w, w * 0.5))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_convolution_may_be_its_own_output(isa: str) -> None:
+    rows = weights("random", 5, 9 * 48, torch.float32)
+    w = convolution(rows, 9)
+    project_native(w, Pattern(4, 16), 0.0, "partial", None, w, isa=isa)
+    assert torch.equal(rows_of(w), rows * survivors(rows, 4, 16))
+
+
 @pytest.mark.parametrize("lie", LIE)
 @pytest.mark.parametrize("isa", ISAS)
 def test_outputs_that_leave_the_caches(isa: str, threads: int, lie: str) -> None:
@@ -247,18 +349,18 @@ def test_any_of_the_outputs_may_be_left_out(given: int, lie: str) -> None:
     w = lying(weights("random", 70, 99, torch.float32), lie)
     keep = survivors(w, 1, 8)
     keep = lying(keep, lie)
-    expected = {"mask_RK": keep, "effective_RK": w * keep, "cast_RK": (w * keep).bfloat16(), "bits_RB": packed(keep)}
+    expected = {"mask": keep, "effective": w * keep, "cast": (w * keep).bfloat16(), "bits_RB": packed(keep)}
     wanted = {name: value for bit, (name, value) in enumerate(expected.items()) if given >> bit & 1}
     outputs = {name: torch.zeros_like(value) for name, value in wanted.items()}
-    everything = {"mask_RK": None, "effective_RK": None, **outputs}
+    everything = {"mask": None, "effective": None, **outputs}
     flips = project_native(w, Pattern(1, 8), 0.0, "partial", **everything)
-    assert flips == (int(keep.sum()) if "mask_RK" in outputs else 0)
+    assert flips == (int(keep.sum()) if "mask" in outputs else 0)
     for name, output in outputs.items():
         assert torch.equal(output, wanted[name]), name
 
 
-@pytest.mark.parametrize("shape", [(0, 8), (3, 0), (0, 0)])
-def test_empty(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("shape", [(0, 8), (3, 0), (0, 0), (0, 4, 9), (3, 0, 9), (3, 4, 0)])
+def test_empty(shape: tuple[int, ...]) -> None:
     w = torch.empty(shape)
     assert project_native(w, Pattern(1, 4), 0.0, "error", torch.empty(shape, dtype=torch.bool), w.clone()) == 0
 
@@ -292,7 +394,7 @@ def test_every_misfit_is_named_before_anything_is_written() -> None:
         project_native(w, Pattern(2, 4), 0.0, "error", torch.zeros(8, 4, dtype=torch.bool).t(), w.clone())
     with pytest.raises(ValueError, match=r"w is torch\.float64"):
         project_native(w.double(), Pattern(2, 4), 0.0, "error", mask, w.double())
-    with pytest.raises(ValueError, match=r"w has 1 dimensions"):
+    with pytest.raises(ValueError, match=r"w has 1 dimensions, not those of \[R, K\] or \[R, C, T\]"):
         project_native(w[0], Pattern(2, 4), 0.0, "error", mask[0], w[0].clone())
     with pytest.raises(ValueError, match="longer than 32768"):
         project_native(w, Pattern(1, LARGEST_M + 1), 0.0, "partial", mask, w.clone())
@@ -304,6 +406,14 @@ def test_every_misfit_is_named_before_anything_is_written() -> None:
         project_native(lying(w, "columns"), Pattern(2, 4), 0.0, "error", mask, None)
     with pytest.raises(ValueError, match="columns of effective overlap"):
         project_native(lying(w, "columns"), Pattern(2, 4), 0.0, "error", None, torch.empty(4).expand(8, 4).t())
+    filters, whole = torch.randn(4, 8, 9), torch.zeros(4, 8, 9)
+    with pytest.raises(ValueError, match="w: the entries of a row of a convolution lie apart; make it contiguous"):
+        project_native(torch.randn(4, 8, 10)[:, :, :9], Pattern(2, 4), 0.0, "error", None, whole)
+    with pytest.raises(ValueError, match="rows of effective overlap: they are 0 apart and 72 long"):
+        project_native(filters, Pattern(2, 4), 0.0, "error", None, torch.empty(8, 9).expand(4, 8, 9))
+    with pytest.raises(ValueError, match="has 72 entries, 5 does not divide it"):
+        project_native(filters, Pattern(2, 5), 0.0, "error", None, whole)
+    assert not whole.any()
     bits = torch.zeros(4, 2, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"bits has shape \(4, 2\), \(4, 1\) is that of w's mask"):
         project_native(w, Pattern(2, 4), 0.0, "error", mask, None, bits_RB=bits)
@@ -316,6 +426,8 @@ def test_why_not_answers_with_a_reason() -> None:
     assert why_not(device="cpu", dtype=torch.float16, m=128, strides=((64, 1), (99, 1))) is None
     assert why_not(strides=((1, 64), (1, 99))) is None
     assert why_not(m=8, v=1) is None
+    assert why_not(strides=((72, 9, 1), (99, 9, 1))) is None
+    assert why_not(strides=((72, 9, 1), (80, 10, 1)))
     assert why_not(v=2)
     for facts in ({"device": "cuda"}, {"dtype": torch.float64}, {"m": LARGEST_M + 1}, {"strides": ((1, 64), (64, 1))}):
         assert why_not(**facts)
@@ -356,7 +468,7 @@ def test_the_sparsifier_projects_every_layout_by_the_native_kernel(
     ((weight, effective),) = attached_weights(model).values()
     assert [slot.layout for slot in sparsifier.slots] == [layout]
     assert seen
-    assert torch.equal(seen[-1], to_rows(weight.detach(), layout))
+    assert seen[-1].data_ptr() == weight.data_ptr()                         # W where it lies, not a copy
     w = to_rows(weight.detach(), layout)
     mask, expected = torch.zeros_like(w, dtype=torch.bool), torch.empty_like(w)
     projection.project(w, Pattern(2, 8), 0.0, "error", mask, expected)

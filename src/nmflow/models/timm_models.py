@@ -74,7 +74,8 @@ def build_timm(config: ModelConfig, data: Data) -> nn.Module:
 def _is_resnet(name: str) -> bool:
     import timm
 
-    return timm.model_entrypoint(name).__module__ == "timm.models.resnet"
+    module: str = timm.model_entrypoint(name).__module__
+    return module == "timm.models.resnet"
 
 
 def _stride_stem(model: nn.Module, stride: int, name: str) -> None:

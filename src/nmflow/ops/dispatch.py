@@ -61,22 +61,23 @@ def select_linear(
 
 
 def project(
-    w_RK: Tensor, pattern: Pattern, decay: float, remainder: Remainder, mask_RK: Tensor, effective_RK: Tensor
+    w: Tensor, pattern: Pattern, decay: float, remainder: Remainder, mask: Tensor, effective: Tensor
 ) -> Tensor | int:
-    """Write Φ into `mask_RK` and W~ into `effective_RK`; how many entries of the mask changed.
+    """Write Φ into `mask` and W~ into `effective`; how many entries of the mask changed.
 
+    All three are [R, K] or all are [R, C, T], the weight of a convolution as it is stored (see `rows_in_place`).
     Arguments as in `nmflow.ops.projection.project`.
     """
     kernel = select(
         "project",
-        device=w_RK.device.type,
-        dtype=w_RK.dtype,
+        device=w.device.type,
+        dtype=w.dtype,
         m=pattern.m,
         v=pattern.v,
-        strides=(w_RK.stride(), mask_RK.stride(), effective_RK.stride()),
-        plain=native_library.plain(w_RK, mask_RK, effective_RK),
+        strides=(w.stride(), mask.stride(), effective.stride()),
+        plain=native_library.plain(w, mask, effective),
     )
-    return cast("Tensor | int", kernel.run(w_RK, pattern, decay, remainder, mask_RK, effective_RK))
+    return cast("Tensor | int", kernel.run(w, pattern, decay, remainder, mask, effective))
 
 
 def _why_not_native_linear(**facts: Any) -> str | None:
@@ -118,14 +119,14 @@ def _why_not_native_project(**facts: object) -> str | None:
 
 
 def _native_project(
-    w_RK: Tensor, pattern: Pattern, decay: float, remainder: Remainder, mask_RK: Tensor, effective_RK: Tensor
+    w: Tensor, pattern: Pattern, decay: float, remainder: Remainder, mask: Tensor, effective: Tensor
 ) -> int:
-    return native_project.project_native(w_RK, pattern, decay, remainder, mask_RK, effective_RK)
+    return native_project.project_native(w, pattern, decay, remainder, mask, effective)
 
 
 register(Kernel("native", "linear", _why_not_native_linear, _by(native.operator)))
 register(Kernel("native", "project", _why_not_native_project, _native_project))
 register(Kernel("cusparselt", "linear", _why_not_on_gpu("cusparselt"), _by(gpu_linear.operator)))
 register(Kernel("triton", "linear", _why_not_on_gpu("triton"), _by(gpu_linear.operator)))
-register(Kernel("triton", "project", gpu_project.why_not, gpu_project.project))
+register(Kernel("triton", "project", gpu_project.why_not, projection.by_rows(gpu_project.project)))
 native.OPERATORS.impl("linear", gpu_linear.operator, "CUDA")  # type: ignore[no-untyped-call]  # not annotated

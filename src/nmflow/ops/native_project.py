@@ -1,6 +1,7 @@
 """The step from W to W~ by the native library: mask, decay and the count of flips in one pass over a CPU weight.
 
-Shape suffixes: R rows, K entries of the reduction axis, B bytes of a row at one bit an entry, ⌈K / 8⌉.
+Shape suffixes: R rows, K entries of the reduction axis, B bytes of a row at one bit an entry, ⌈K / 8⌉; of a convolution
+C channels and T taps, K = T·C.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class _Projection(ctypes.Structure):
     _fields_ = [
         *((name, c_int64) for name in ("rows", "cols", "n", "m")),
         *(("dtype", c_int32), ("isa", c_int32), ("decay", c_float), ("stream", c_int32), ("columns", c_int32)),
+        ("taps", c_int32),
         *((name, c_void_p) for name in ("w", "mask", "effective", "cast", "bits")),
         *((name, c_int64) for name in ("w_stride", "mask_stride", "effective_stride", "cast_stride", "bits_stride")),
     ]
@@ -59,56 +61,66 @@ def why_not(**facts: object) -> str | None:
         return f"blocks of {m} are longer than {LARGEST_M} entries"
     if facts.get("v") not in (None, 1):
         return _ONE_ROW
-    if isinstance(strides, tuple) and not any(all(stride[dim] == 1 for stride in strides) for dim in (1, 0)):
+    if not isinstance(strides, tuple):
+        return None
+    if len(strides[0]) == 3:
+        gapless = all(stride[2] == 1 and stride[1] == strides[0][1] for stride in strides)
+        return None if gapless else "the taps of a channel must lie next to each other, in every tensor alike"
+    if not any(all(stride[dim] == 1 for stride in strides) for dim in (1, 0)):
         return "the entries of a row, or else the rows, must lie next to each other, in every tensor alike"
     return None
 
 
 def project_native(
-    w_RK: Tensor,
+    w: Tensor,
     pattern: Pattern,
     decay: float,
     remainder: Remainder,
-    mask_RK: Tensor | None,
-    effective_RK: Tensor | None,
-    cast_RK: Tensor | None = None,
+    mask: Tensor | None,
+    effective: Tensor | None,
+    cast: Tensor | None = None,
     bits_RB: Tensor | None = None,
     isa: str = "auto",
 ) -> int:
-    """Write Φ into `mask_RK` and W~ into `effective_RK`; return how many entries of the mask changed.
+    """Write Φ into `mask` and W~ into `effective`; return how many entries of the mask changed.
 
         W~ = W ⊙ [Φ + D·(1 - Φ)],    D = `decay`
 
+    W is [R, K], or [R, C, T]: the weight of a convolution as it is stored, whose entry (c, t) of a row counts as
+    number t·C + c of K = T·C.
+
     Bit for bit what `nmflow.ops.projection.project` writes (a NaN may have another payload where D scales it).
-    `mask_RK` is bool, `effective_RK` of W's dtype and may be W itself, `cast_RK` takes W~ rounded to bfloat16 for a
+    `mask` is bool, `effective` of W's dtype and may be W itself, `cast` takes W~ rounded to bfloat16 for a
     float32 W, `bits_RB` (uint8) the mask at one bit an entry: entry k in bit k mod 8 of byte ⌊k / 8⌋, 0 behind the
     last one. Any of them may be None. W, mask, W~ and cast lie alike: all with the entries of a row next to each
-    other, or all with the rows (a transposed view, such as GPT-2's weights give); the bits of a row always do.
+    other, or all with the rows (a transposed view, such as GPT-2's weights give); the bits of a row always do. Of a
+    convolution the entries of a row lie without a gap.
     `isa` names an instruction set, for tests and benchmarks.
 
     Raises `ValueError` on tensors that do not fit and where M does not divide K under `remainder="error"`, both
     before anything is written, and `RuntimeError` where the library is missing or cannot do it.
     Source: Bambhaniya et al. 2025, section 3.
     """
-    outputs = {"mask": mask_RK, "effective": effective_RK, "cast": cast_RK, "bits": bits_RB}
-    columns = _check(w_RK, pattern, outputs)
+    outputs = {"mask": mask, "effective": effective, "cast": cast, "bits": bits_RB}
+    columns = _check(w, pattern, outputs)
     library = _library()
-    num_rows, axis = w_RK.shape
+    num_rows, axis = w.shape[0], w.shape[1:].numel()
     if axis % pattern.m and remainder != "partial":
-        rows_mask(w_RK[:0], pattern, remainder)  # raises where the remainder is refused
+        rows_mask(w.new_empty(0, axis), pattern, remainder)  # raises where the remainder is refused
         pattern = Pattern.dense()
     job = _Projection(
         rows=num_rows,
         cols=axis,
         n=1 if pattern.is_dense else pattern.n,
         m=1 if pattern.is_dense else pattern.m,
-        dtype=_DTYPES[w_RK.dtype],
+        dtype=_DTYPES[w.dtype],
         isa=_ISAS[isa],
         decay=decay,
         stream=-1,
         columns=columns,
-        w=w_RK.data_ptr(),
-        w_stride=w_RK.stride(1 if columns else 0),
+        taps=w.shape[2:].numel(),
+        w=w.data_ptr(),
+        w_stride=w.stride(1 if columns else 0),
     )
     for name, tensor in outputs.items():
         if tensor is not None:
@@ -125,29 +137,29 @@ def project_native(
     return flips.value
 
 
-def _check(w_RK: Tensor, pattern: Pattern, outputs: dict[str, Tensor | None]) -> bool:
+def _check(w: Tensor, pattern: Pattern, outputs: dict[str, Tensor | None]) -> bool:
     """Whether the rows are what lies next to each other. Raises every reason at once why these cannot be projected."""
-    given = {"w": w_RK, **{name: tensor for name, tensor in outputs.items() if tensor is not None}}
-    dtypes = {"w": w_RK.dtype, "mask": torch.bool, "effective": w_RK.dtype, "cast": torch.bfloat16, "bits": torch.uint8}
+    given = {"w": w, **{name: tensor for name, tensor in outputs.items() if tensor is not None}}
+    dtypes = {"w": w.dtype, "mask": torch.bool, "effective": w.dtype, "cast": torch.bfloat16, "bits": torch.uint8}
     wrong = []
-    if w_RK.dim() != 2:
-        wrong.append(f"w has {w_RK.dim()} dimensions, not [R, K]")
-    if w_RK.dtype not in _DTYPES:
-        wrong.append(f"w is {w_RK.dtype}; float32, bfloat16 and float16 can be projected")
-    if "cast" in given and w_RK.dtype != torch.float32:
-        wrong.append(f"cast is for a float32 w, not for {w_RK.dtype}")
+    if w.dim() not in (2, 3):
+        wrong.append(f"w has {w.dim()} dimensions, not those of [R, K] or [R, C, T]")
+    if w.dtype not in _DTYPES:
+        wrong.append(f"w is {w.dtype}; float32, bfloat16 and float16 can be projected")
+    if "cast" in given and w.dtype != torch.float32:
+        wrong.append(f"cast is for a float32 w, not for {w.dtype}")
     if pattern.m > LARGEST_M and not pattern.is_dense:
         wrong.append(f"{pattern}: blocks are longer than {LARGEST_M} entries")
     if pattern.v != 1:
         wrong.append(f"{pattern}: {_ONE_ROW}")
     for name, tensor in given.items():
-        packed = (*w_RK.shape[:-1], -(-w_RK.shape[-1] // 8)) if name == "bits" and w_RK.dim() else None
+        packed = (w.shape[0], -(-w.shape[1:].numel() // 8)) if name == "bits" and w.dim() else None
         if tensor.device.type != "cpu" or tensor.layout != torch.strided:
             wrong.append(f"{name} is a {tensor.layout} tensor on {tensor.device}, not a strided one on cpu")
         elif not native_library.plain(tensor):
             wrong.append(f"{name} is a {type(tensor).__name__}, which may keep its numbers elsewhere")
-        elif packed is None and tensor.shape != w_RK.shape:
-            wrong.append(f"{name} has shape {tuple(tensor.shape)}, w {tuple(w_RK.shape)}")
+        elif packed is None and tensor.shape != w.shape:
+            wrong.append(f"{name} has shape {tuple(tensor.shape)}, w {tuple(w.shape)}")
         elif packed is not None and tensor.shape != packed:
             wrong.append(f"{name} has shape {tuple(tensor.shape)}, {packed} is that of w's mask in bits")
         elif tensor.dtype != dtypes[name]:
@@ -155,8 +167,15 @@ def _check(w_RK: Tensor, pattern: Pattern, outputs: dict[str, Tensor | None]) ->
     if wrong:
         raise ValueError("; ".join(wrong))
     bits = given.pop("bits", None)
-    columns = not all(_adjacent(tensor, 1) for tensor in given.values())
-    if columns and not all(_adjacent(tensor, 0) for tensor in given.values()):
+    columns = w.dim() == 2 and not all(_adjacent(tensor, 1) for tensor in given.values())
+    if w.dim() == 3:
+        wrong += [
+            f"{name}: the entries of a row of a convolution lie apart; make it contiguous"
+            for name, tensor in given.items()
+            if not (len(tensor) == 0 or tensor[0].is_contiguous())
+        ]
+        wrong += [_overlap(name, tensor, False) for name, tensor in given.items() if name != "w"]
+    elif columns and not all(_adjacent(tensor, 0) for tensor in given.values()):
         wrong += [
             f"{name}: the entries of a row are {tensor.stride(1)} apart; use contiguous rows, "
             "or tensors that all have their rows next to each other"
@@ -179,10 +198,11 @@ def _adjacent(tensor: Tensor, dim: int) -> bool:
 def _overlap(name: str, tensor: Tensor, columns: bool) -> str:
     """Why the lines of an output, its rows or columns, lie on top of each other; "" where they do not."""
     line, along = (1, 0) if columns else (0, 1)
-    if tensor.shape[line] <= 1 or tensor.stride(line) >= tensor.shape[along]:
+    length = tensor.shape[along:].numel() if line == 0 else tensor.shape[along]
+    if tensor.shape[line] <= 1 or tensor.stride(line) >= length:
         return ""
     lines = "columns" if columns else "rows"
-    return f"{lines} of {name} overlap: they are {tensor.stride(line)} apart and {tensor.shape[along]} long"
+    return f"{lines} of {name} overlap: they are {tensor.stride(line)} apart and {length} long"
 
 
 @cache

@@ -1,9 +1,13 @@
 """The step from W to W~ in plain torch: the one pass over the weights that training pays once a step.
 
-Shape suffixes: R rows, K entries of the reduction axis.
+Shape suffixes: R rows, K entries of the reduction axis; of a convolution as it is stored C channels, T taps, K = T·C.
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,4 +44,30 @@ def apply_mask(
     torch.where(mask_RK, w_RK, pruned, out=effective_RK)
 
 
-register(Kernel("reference", "project", lambda **facts: None, project))
+def by_rows(run: Callable[..., Any]) -> Callable[..., Any]:
+    """A projection of rows [R, K], made to take the weight of a convolution [R, C, T] as well, by way of copies."""
+
+    @functools.wraps(run)
+    def either(
+        w: Tensor, pattern: Pattern, decay: float, remainder: Remainder, mask: Tensor, effective: Tensor
+    ) -> Any:
+        if w.dim() == 2:
+            return run(w, pattern, decay, remainder, mask, effective)
+        w_RK, mask_RK, effective_RK = (tensor.transpose(1, 2).flatten(1) for tensor in (w, mask, effective))
+        flips = run(w_RK, pattern, decay, remainder, mask_RK, effective_RK)
+        for stored, rows_RK in ((mask, mask_RK), (effective, effective_RK)):
+            stored.copy_(as_stored(rows_RK, stored))
+        return flips
+
+    return either
+
+
+def as_stored(rows_RK: Tensor, stored: Tensor) -> Tensor:
+    """Rows [R, K] in the shape of `stored`, which is [R, K] too or [R, C, T] of a convolution."""
+    if stored.dim() == 2:
+        return rows_RK
+    rows, channels, taps = stored.shape
+    return rows_RK.reshape(rows, taps, channels).transpose(1, 2)
+
+
+register(Kernel("reference", "project", lambda **facts: None, by_rows(project)))

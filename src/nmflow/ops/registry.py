@@ -20,7 +20,8 @@ class Kernel:
 
     Facts of `linear`: `device` (a type such as "cpu"), `dtype`, `shape` (out, in), `n`, `m`, `v` (rows that share
     their columns), `tokens` (rows of x), `needs_grad`, `autocast`, `same_dtype` (of x, weight and bias).
-    Facts of `project`: `device`, `dtype`, `m`, `v`, `strides` (of every tensor), `plain` (all are ordinary tensors).
+    Facts of `project`: `device`, `dtype`, `m`, `v`, `strides` (of every tensor, two or three of each),
+    `plain` (all are ordinary tensors).
     """
 
     name: str
