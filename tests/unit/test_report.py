@@ -14,7 +14,7 @@ from matplotlib.colors import same_color
 
 from nmflow.report.folder import RunFolder, read_json, read_metrics
 from nmflow.report.page import write_page
-from nmflow.report.plots import DENSE, compare_figure, plot_compare, plot_training, training_figure
+from nmflow.report.plots import DENSE, compare_figure, plot_compare, plot_training, table_figure, training_figure
 from nmflow.report.tables import (
     Cell,
     PlannedRun,
@@ -262,6 +262,35 @@ def test_compare_figure_draws_every_run_and_every_mean(cells):
     assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == [
         "dense (mean and range of 2)", "ste", "idp",
     ]  # fmt: skip
+
+
+def test_table_figure_has_a_place_for_every_row_and_a_legend_that_fits():
+    """Rows and columns may both be words of a recipe, of which cells have one pattern only."""
+    columns = ["mdgf-exponential pruned_gradient=straight-through", "mdgf-exponential pruned_gradient=masked", "ste"]
+    cells = {
+        (row, column): Cell(f"{column} {row}", "1:4", (0,), (value,), 1, value, None, value, value)
+        for row, values in {"1:4 dense=0": (0.5, 0.6, 0.7), "1:4 dense=0.1": (0.4, None, 0.3)}.items()
+        for column, value in zip(columns, values, strict=True)
+        if value is not None
+    }
+    missing = Cell(columns[1], "1:4", (0,), (None,), 0, None, None, None, None)
+    entries = [(*place, cell) for place, cell in cells.items()] + [("1:4 dense=0.1", columns[1], missing)]
+    figure = table_figure(entries, None)
+    [axes] = figure.axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1:4\ndense=0", "1:4\ndense=0.1"]
+    bars = [(bar.get_label(), bar.get_segments()[0].mean(axis=0).tolist()) for bar in axes.collections]
+    assert [(name, round(x), round(y, 6)) for name, (x, y) in bars] == [
+        (columns[0], 0, 0.5), (columns[1], 0, 0.6), (columns[2], 0, 0.7), (columns[0], 1, 0.4), (columns[2], 1, 0.3),
+    ]  # fmt: skip
+    assert [x for _, (x, _) in bars] == sorted(x for _, (x, _) in bars)
+    colours = [tuple(bar.get_color()[0]) for bar in axes.collections]
+    assert colours[:1] + colours[2:3] == colours[3:]
+    [legend] = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == columns
+    figure.draw_without_rendering()
+    extent = legend.get_window_extent()
+    assert extent.x0 >= 0
+    assert extent.x1 <= figure.bbox.x1
 
 
 def test_compare_figure_of_nothing():

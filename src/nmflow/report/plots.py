@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -21,7 +21,12 @@ DENSE = "0.55"
 _SHADES = {"dense": "0.88", "decay": "0.95", "fine-tune": "1.0"}
 COLOURS = ("#0b6bb3", "#d1495b", "#2e8b57", "#b8860b", "#7b52ab", "#d2691e", "#1f9e9e", "#8b5a6b", "#556b2f")
 
+LEGEND_MARK, LEGEND_LETTER = 0.6, 0.085
+"""Inches of a legend's entry: its mark and the gaps, and one letter of its name."""
+
 Lines = list[dict[str, Any]]
+Entry = tuple[str, str, Cell]
+"""Of a table: row, column, and what the runs came to there."""
 
 
 def plot_training(run_dir: str | Path, path: str | Path) -> None:
@@ -65,34 +70,56 @@ def training_figure(run_dir: str | Path) -> Figure:
     return figure
 
 
+def plot_table(entries: Sequence[Entry], dense: Cell | None, path: str | Path) -> None:
+    """Draw `table_figure` to a PNG. Raises `ValueError` where no run is done."""
+    table_figure(entries, dense).savefig(path, dpi=150, format="png")
+
+
 def compare_figure(cells: Sequence[Cell]) -> Figure:
     """The test measure by pattern and recipe: every run a dot, the mean a bar, the dense runs a grey band.
 
     Raises `ValueError` where no run is done.
     """
-    done = [cell for cell in cells if cell.mean is not None]
-    if not done:
+    sparse = [(cell.pattern, cell.recipe, cell) for cell in cells if cell.pattern != "dense"]
+    dense = [cell for cell in cells if cell.pattern == "dense"]
+    alone = [(cell.pattern, cell.recipe, cell) for cell in dense]
+    figure = table_figure(sparse or alone, dense[0] if sparse and dense else None)
+    figure.axes[0].set_xlabel("pattern N:M (N kept of every M)")
+    return figure
+
+
+def table_figure(entries: Sequence[Entry], dense: Cell | None) -> Figure:
+    """A table of (row, column, cell), a place for every row and a colour for every column.
+
+    Every run is a dot, the mean a bar, the dense runs a grey band. Raises `ValueError` where no run is done.
+    """
+    done = [cell for _, _, cell in entries if cell.mean is not None]
+    band = dense if dense is not None and dense.mean is not None else None
+    if not done and band is None:
         raise ValueError("no run is done, so there is nothing to draw")
-    patterns = list(dict.fromkeys(cell.pattern for cell in cells if cell.pattern != "dense")) or ["dense"]
-    recipes = list(dict.fromkeys(cell.recipe for cell in cells if cell.pattern in patterns))
-    figure = Figure(figsize=(max(6.4, 2.0 + 1.1 * len(patterns) * len(recipes) ** 0.5), 4.8), layout="constrained")
+    rows = list(dict.fromkeys(row for row, _, _ in entries))
+    columns = list(dict.fromkeys(column for _, column, _ in entries))
+    width = min(max(6.4, 2.0 + 1.1 * len(rows) * len(columns) ** 0.5), 12.0)
+    figure = Figure(figsize=(width, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for cell in done:
-        if cell.pattern == "dense" and patterns != ["dense"]:
-            _draw_dense_band(axes, cell)
-        else:
-            place = patterns.index(cell.pattern) + _offset(recipes.index(cell.recipe), len(recipes))
-            _draw_cell(axes, cell, place, COLOURS[recipes.index(cell.recipe) % len(COLOURS)], 0.3 / len(recipes))
-    handles, labels = axes.get_legend_handles_labels()
-    first = {label: handle for handle, label in reversed(list(zip(handles, labels, strict=True)))}
+    if band is not None:
+        _draw_dense_band(axes, band)
+    for row, column, cell in entries:
+        if cell.mean is not None:
+            number = columns.index(column)
+            place = rows.index(row) + _offset(number, len(columns))
+            _draw_cell(axes, cell, column, place, COLOURS[number % len(COLOURS)], 0.3 / len(columns))
+    first: dict[str, Any] = {}
+    for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+        first.setdefault(label, handle)
+    room = int(width / max(LEGEND_MARK + LEGEND_LETTER * len(label) for label in first))
     figure.legend(
-        list(reversed(first.values())), list(reversed(first)), loc="outside upper center", frameon=False,
-        ncols=min(len(first), 3),
-    )  # fmt: skip
-    axes.set_xticks(range(len(patterns)), patterns)
-    measure = MEASURES[done[0].measure]
-    axes.set(xlabel="pattern N:M (N kept of every M)", ylabel=f"test {measure.label}", xlim=(-0.6, len(patterns) - 0.4))
+        list(first.values()), list(first), loc="outside upper center", frameon=False, ncols=max(1, min(room, 3))
+    )
+    axes.set_xticks(range(len(rows)), [row.replace(" ", "\n") for row in rows])
+    measure = MEASURES[(done[0] if done else cast(Cell, band)).measure]
+    axes.set(ylabel=f"test {measure.label}", xlim=(-0.6, len(rows) - 0.4))
     _write_values(axes, measure)
     axes.margins(y=0.1)
     axes.grid(axis="y", color="0.85", linewidth=0.6)
@@ -210,15 +237,15 @@ def _name_phases(axes: Axes, states: Lines, last: int) -> None:
 
 
 def _offset(number: int, count: int) -> float:
-    """Where the recipe of this number stands around its pattern's tick."""
+    """Where the column of this number stands around its row's tick."""
     return 0.8 * ((number + 0.5) / count - 0.5)
 
 
-def _draw_cell(axes: Axes, cell: Cell, place: float, colour: str, half: float) -> None:
+def _draw_cell(axes: Axes, cell: Cell, name: str, place: float, colour: str, half: float) -> None:
     done = [value for value in cell.values if value is not None]
     assert cell.mean is not None
     spread = [(number - (len(done) - 1) / 2) * half * 0.6 for number in range(len(done))]
-    axes.hlines(cell.mean, place - half, place + half, color=colour, linewidth=2.5, label=cell.recipe)
+    axes.hlines(cell.mean, place - half, place + half, color=colour, linewidth=2.5, label=name)
     axes.plot([place + shift for shift in spread], done, "o", color=colour, markersize=5, alpha=0.6)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nmflow.report.measures import MEASURES
-from nmflow.report.plots import plot_compare
+from nmflow.report.plots import plot_table
 from nmflow.report.tables import Cell, cell_to_json, markdown
 
 ERRORS = 2.0
@@ -151,7 +151,7 @@ class SideBySide:
         """Draw the cells that are done; False where none is."""
         if not any(cell.n for cell in self.cells):
             return False
-        plot_compare(self.cells, path)
+        plot_table([(each.row, each.column, each.cell) for each in self.entries], self.dense, path)
         return True
 
 
