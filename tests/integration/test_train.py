@@ -459,6 +459,29 @@ def test_two_processes_train_what_one_does(tmp_path):
     assert json.loads(two.environment.read_text())["processes"] == 2
 
 
+LEAVES = """
+import sys
+from torch import distributed
+from nmflow.cli import cli
+
+ended, end = [], distributed.destroy_process_group
+distributed.destroy_process_group = lambda: (ended.append(distributed.is_initialized()), end())
+cli(["train", *sys.argv[1:]], standalone_mode=False)
+assert ended == [True], ended
+assert not distributed.is_initialized()
+"""
+
+
+def test_the_command_takes_leave_of_the_other_processes(tmp_path):
+    """Threads that still serve them may abort a process that ends."""
+    script = tmp_path / "leaves.py"
+    script.write_text(LEAVES)
+    settings = ("steps=2", "eval_every=2", "baseline=false", "recipe=dense", f"out={tmp_path / 'run'}")
+    process = start("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script), *settings)
+    _, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err
+
+
 def test_processes_that_do_not_find_each_other(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="2 processes were started, and each finds itself alone"):

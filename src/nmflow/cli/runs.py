@@ -31,6 +31,15 @@ def train(settings: tuple[str, ...], as_json: bool) -> None:
         config = training.load_config(path, overrides)  # before torch is imported
         result = training.train(config, console=progress_console())
     answer(result.lines(), result.to_dict(), as_json)
+    _leave_the_others()
+
+
+def _leave_the_others() -> None:
+    """End what connects the processes of a run, whose threads might abort this one if it ended with them at work."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @cli.command(short_help="Train recipes x patterns x seeds into one table.")

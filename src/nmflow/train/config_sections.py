@@ -112,8 +112,7 @@ class ModelConfig(Settings):
     heads: Count | None = None
     """Attention heads; they divide the width."""
     patch: Count | None = None
-    """Edge of a patch in pixels; it divides the image. ResNets of timm: pixels from one place of the stem's output to
-    the next, 4, 2 or 1."""
+    """Edge of a patch in pixels, which divides the image; of timm's ResNets the stride of the stem: 4, 2 or 1."""
     mlp_ratio: Positive | None = None
     """Hidden features of the feed-forward part over the width."""
     dropout: BelowOne | None = None
