@@ -154,6 +154,24 @@ def check_memory() -> None:
         assert effective.effective.shape == effective.mask.shape
 
 
+def check_convolutions() -> None:
+    """Weights [out, in, kernel], whose rows are no view of them; masks that follow from W, and masks that are kept."""
+    for recipe, options in (("mdgf-linear", {"pruned_gradient": "decay"}), ("idp", {})):
+        models = []
+        for _ in range(2):
+            torch.manual_seed(0)
+            filters = [nn.Conv1d(6, 48, 3, padding=1), nn.GELU(), nn.Conv1d(48, 6, 3, padding=1)]
+            models.append(nn.Sequential(*filters, nn.Linear(WIDTH, 5)))
+        one, two = models
+        first, second = (sparsify(m, recipe, options, targets={"0.weight": "1:3", "2.weight": "1:4"}) for m in models)
+        shard(two)
+        curve, spread = steps(one, first, False), steps(two, second, True)
+        torch.testing.assert_close(torch.tensor(spread), torch.tensor(curve), rtol=0, atol=1e-6)
+        first.finalize()
+        second.finalize()
+        alike(one, two)
+
+
 def check_columns() -> None:
     """GPT-2's weights lie the other way round: shards end where blocks do, or this is refused; dim 1 is free."""
     even = WIDTH % dist.get_world_size() == 0
@@ -362,6 +380,7 @@ CHECKS = {
     "groups": check_groups,
     "accumulation": lambda: check_recipe("mdgf-exponential", {"pruned_gradient": "masked"}, micro=2),
     "memory": check_memory,
+    "convolutions": check_convolutions,
     "columns": check_columns,
     "resume": check_resume,
     "afterwards": check_attached_afterwards,

@@ -22,8 +22,8 @@ from nmflow.train.data import load_data, share
 
 HERE = Path(__file__).parent
 CHECKS = (
-    "recipes", "masks", "groups", "accumulation", "memory", "columns", "resume", "afterwards", "anew", "accelerate",
-    "bf16", "probes", "refusals",
+    "recipes", "masks", "groups", "accumulation", "memory", "convolutions", "columns", "resume", "afterwards",
+    "anew", "accelerate", "bf16", "probes", "refusals",
 )  # fmt: skip
 CHECKS = tuple(check for check in CHECKS if check != "columns" or find_spec("transformers"))  # GPT-2's layers
 
