@@ -8,7 +8,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -21,7 +21,7 @@ from nmflow.sparsity import SparsityReport
 from nmflow.targets import Targets
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")  # one project under two names; their classes are not the same
-_SHARDING = {"DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy"}
+_SHARDING = {"DeepSpeedStrategy", "FSDPStrategy"}
 _AVERAGING = {"StochasticWeightAveraging", "WeightAveraging"}
 
 
@@ -78,28 +78,30 @@ class SparsityHooks:
         self._recipe = recipe_by_name(recipe) if isinstance(recipe, str) else recipe
         self._plan = (targets, remainder, mask_every)
         self._loaded: dict[str, Any] | None = None
+        self._resumed = False  # whether what the run resumes from held this callback's state
+        self._late = False  # whether that is read after `on_fit_start`, as it is where the weights are spread
         self._finished: weakref.ref[nn.Module] | None = None
 
     # -- Lightning's hooks, in the order in which they come --------------------------------------------------------
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Forget what an earlier run has loaded: what this one resumes from is read after this."""
-        self._loaded = None
+        self._loaded, self._resumed, self._late = None, False, False
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Keep what the checkpoint holds until the run is known that it belongs to."""
         self._loaded = dict(state_dict)
+        if self._late:
+            self._resume()
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Attach: the model is on its device, the optimizer made, the checkpoint's weights are loaded."""
+        """Attach: the model is on its device, the optimizer made; the checkpoint's weights are loaded, or come late."""
         finished = self._finished() if self._finished is not None else None
         problems = _problems(trainer, self._recipe)
-        if trainer.ckpt_path and self._loaded is None:
-            problems.append(
-                f"{trainer.ckpt_path}: holds no state of this callback, so it cannot be said where the recipe stood; "
-                "resume from a checkpoint of a sparse run, or load the weights only and start anew"
-            )
-        elif self._loaded is None and finished is pl_module:
+        late = trainer.strategy.restore_checkpoint_after_setup
+        if trainer.ckpt_path and self._loaded is None and not late:
+            problems.append(_no_state(trainer))
+        elif not trainer.ckpt_path and finished is pl_module:
             problems.append(
                 "this model has been trained to N:M already, and a second run would start dense again; use a new "
                 "SparsityCallback if that is meant, or resume from a checkpoint"
@@ -108,23 +110,37 @@ class SparsityHooks:
             raise ValueError("\n".join(problems))
         if self.sparsifier is not None and self.sparsifier.model is pl_module and attached_weights(pl_module):
             self.sparsifier.detach()  # of a run that was broken off
-        self.sparsifier = self.report = None
-        loaded, self._loaded = self._loaded, None
-        if loaded is not None and loaded.pop("finalized", False):
-            return  # nothing is left to do, or `on_train_start` refuses
+        self.report = None
         targets, remainder, mask_every = self._plan
         total = int(trainer.estimated_stepping_batches)
-        sparsifier = Sparsifier(pl_module, targets, self._recipe, total, remainder, mask_every)
+        self.sparsifier = Sparsifier(pl_module, targets, self._recipe, total, remainder, mask_every)
+        self._late = late
+        if self._loaded is not None:
+            self._resume()
+
+    def _resume(self) -> None:
+        """Go on where the checkpoint was. If its weights were cut, nothing is left, or `on_train_start` refuses."""
+        loaded, self._loaded = cast("dict[str, Any]", self._loaded), None
+        sparsifier, self.sparsifier = cast(Sparsifier, self.sparsifier), None
         try:
-            if loaded is not None:
+            if not loaded.pop("finalized", False):
                 sparsifier.load_state_dict(loaded)
-        except BaseException:
-            sparsifier.detach()
-            raise
-        self.sparsifier = sparsifier
+                self.sparsifier = sparsifier
+            self._resumed = True
+        finally:
+            if self.sparsifier is None:
+                sparsifier.detach()
+
+    def _refuse_foreign(self, trainer: Any) -> None:
+        """Of a checkpoint that was read late, it is known now whether it held a state."""
+        if trainer.ckpt_path and self.sparsifier is not None and not self._resumed:
+            self.sparsifier.detach()
+            self.sparsifier = None
+            raise ValueError(_no_state(trainer))
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """By now Lightning's own count of steps is restored; comes only if there is anything to train."""
+        self._refuse_foreign(trainer)
         if self.sparsifier is None:
             raise ValueError("this checkpoint was written after the weights were cut to N:M; resume from one before")
         step = self.sparsifier.current_step
@@ -166,7 +182,15 @@ class SparsityHooks:
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Lightning passes over the training, its end included, where a resumed run has no step left to do."""
+        self._refuse_foreign(trainer)
         self.on_train_end(trainer, pl_module)
+
+
+def _no_state(trainer: Any) -> str:
+    return (
+        f"{trainer.ckpt_path}: holds no state of this callback, so it cannot be said where the recipe stood; "
+        "resume from a checkpoint of a sparse run, or load the weights only and start anew"
+    )
 
 
 def _problems(trainer: Any, recipe: Recipe) -> list[str]:
@@ -180,7 +204,10 @@ def _problems(trainer: Any, recipe: Recipe) -> list[str]:
         problems.append(f"{len(trainer.optimizers)} optimizers: a recipe follows the steps of one")
     strategy = {kind.__name__ for kind in type(trainer.strategy).__mro__} & _SHARDING
     if strategy:
-        problems.append(f"{strategy.pop()}: shards weights across the blocks of a pattern; use strategy='ddp'")
+        problems.append(
+            f"{strategy.pop()}: keeps the weights where masks cannot follow; use 'ddp', or ModelParallelStrategy with "
+            "fully_shard in configure_model"
+        )
     callbacks = {kind.__name__ for callback in trainer.callbacks for kind in type(callback).__mro__}
     if callbacks & _AVERAGING:
         problems.append(

@@ -138,10 +138,11 @@ class SparsityCallback:
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put the state into the checkpoint that was just written."""
-        if self.sparsifier is None or not args.should_save or state.is_hyper_param_search:
+        if self.sparsifier is None or state.is_hyper_param_search:
             return  # trials are never resumed
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        write_state(folder / STATE_FILE, self.sparsifier.state_dict())
+        current = self.sparsifier.state_dict()  # a call of all processes, where FSDP2 spreads the weights
+        if args.should_save:
+            write_state(Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE_FILE, current)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Finalize, so that what `save_model` writes is N:M."""
@@ -154,6 +155,12 @@ class SparsityCallback:
             warnings.warn(
                 f"training stopped at step {self.report.step} of {self.report.total_steps}: the weights were cut to "
                 "their pattern before the recipe had ended",
+                stacklevel=2,
+            )
+        if self._trainer.is_fsdp_enabled and "SHARDED" in str(_fsdp_plugin(self._trainer).state_dict_type):
+            warnings.warn(
+                "under SHARDED_STATE_DICT save_model writes nothing, and the checkpoints hold dense weights; before it "
+                'call trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")',
                 stacklevel=2,
             )
 
@@ -249,6 +256,23 @@ def _edits(sparsifier: Sparsifier) -> bool:
     )
 
 
+def _fsdp_plugin(trainer: Any) -> Any:
+    return trainer.accelerator.state.fsdp_plugin
+
+
+def _problems_of_fsdp(trainer: Any) -> list[str]:
+    """What of FSDP cannot be followed; the weights' own shapes are looked at when the run begins (`nmflow.shards`)."""
+    plugin = _fsdp_plugin(trainer)
+    if getattr(plugin, "fsdp_version", 1) != 2:
+        return ['FSDP1: flattens weights, so that their rows are lost; use FSDP2: fsdp_config={"version": 2}']
+    problems = []
+    if type(plugin.cpu_offload).__name__ == "CPUOffloadPolicy":  # accelerate makes a policy of either answer
+        problems.append("FSDP2 with CPU offloading: gathers another copy than the sparse one; leave cpu_offload out")
+    if trainer.accelerator.mixed_precision == "fp16":
+        problems.append("fp16 under FSDP2: every process would find its own loss scale; use bf16")
+    return problems
+
+
 def _problems(trainer: Any, recipe: Recipe) -> list[str]:
     """Why this trainer cannot carry a sparse run, each with the way out."""
     args, problems = trainer.args, []
@@ -259,8 +283,10 @@ def _problems(trainer: Any, recipe: Recipe) -> list[str]:
         )
     if trainer.is_deepspeed_enabled:
         problems.append("DeepSpeed: keeps the weights in buffers of its own, where masks cannot follow; use DDP")
-    if trainer.is_fsdp_enabled or getattr(trainer, "is_fsdp_xla_enabled", False):
-        problems.append("FSDP: shards weights across the blocks of a pattern; use DDP (torchrun or accelerate launch)")
+    if getattr(trainer, "is_fsdp_xla_enabled", False):
+        problems.append("FSDP of torch_xla: keeps the weights where masks cannot follow; use FSDP2 or DDP")
+    elif trainer.is_fsdp_enabled:
+        problems += _problems_of_fsdp(trainer)
     elif any(type(parameter).__name__ == "DTensor" for parameter in trainer.model.parameters()):
         problems.append("the model is split over devices (DTensor), and with it the blocks; load it whole and use DDP")
     if args.n_gpu > 1:
