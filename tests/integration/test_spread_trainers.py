@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +21,8 @@ def agree(folder: Path, *checks: str) -> None:
 
 @pytest.mark.skipif(find_spec("transformers") is None, reason="needs the extra transformers")
 def test_trainers_of_hugging_face(tmp_path: Path) -> None:
+    if int(version("transformers").partition(".")[0]) < 5:
+        pytest.skip("transformers 4 does not resume from checkpoints in parts to the same bits, dense or sparse")
     agree(tmp_path, "trainer", "language-model", "resumed-trainer", "parts")
 
 
