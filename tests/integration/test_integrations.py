@@ -337,6 +337,37 @@ def test_epochs_are_counted_in_optimizer_steps(tmp_path):
     assert bert_weights_are_sparse(trainer.model.state_dict())
 
 
+class Sees(transformers.TrainerCallback):
+    """What loggers are given, and what is counted of the weights at the same steps."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+        self.counted: list[float] = []
+        self.ours: Any = None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.counted.append(self.ours.sparsifier.report().density)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.lines.append(dict(logs))
+
+
+def test_log_lines_say_where_the_recipe_stands(tmp_path):
+    sees = Sees()
+    trainer = trainer_of(tmp_path, callbacks=[sees], max_steps=10, logging_strategy="steps", logging_steps=1,
+                         eval_strategy="steps", eval_steps=5)  # fmt: skip
+    sees.ours = sparsify(trainer, BERT, nmflow.recipe("mdgf-linear", dense=0.2, decay_end=0.6))
+    trainer.train()
+    lines = [line for line in sees.lines if "loss" in line]
+    assert [line["nm_decay"] for line in lines] == pytest.approx([1, 1, 0.75, 0.5, 0.25, 0, 0, 0, 0, 0])
+    assert [line["nm_density"] for line in lines] == pytest.approx(sees.counted)
+    assert lines[-1]["nm_density"] == pytest.approx((1024 / 8 + 512 * 2 / 8) / (1024 + 512))  # FF layers, Q and K
+    assert not any("nm_decay" in line for line in sees.lines if "loss" not in line)  # evaluations, the summary
+    assert [line["nm_decay"] for line in trainer.state.log_history if "loss" in line] == [
+        line["nm_decay"] for line in lines
+    ]
+
+
 # ---------------------------------------------------------------------------------------- Trainer: refusals
 def spread(trainer, version: int, cpu_offload: Any = None, precision: str = "no") -> None:
     """Have the trainer believe that FSDP is on, which it asks accelerate."""

@@ -166,6 +166,31 @@ def test_validation_in_lightning_sees_the_sparse_weights(tmp_path):
             assert float(dense.eval().loss(vectors()[0])) != pytest.approx(float(loss), abs=1e-4)
 
 
+def test_what_lightning_logs_says_where_the_recipe_stands(tmp_path):
+    from nmflow.integrations.lightning import SparsityCallback, _package
+
+    class Keeps(importlib.import_module(f"{_package().__name__}.loggers").CSVLogger):
+        lines: list[dict[str, float]] = []  # noqa: RUF012  one of its kind
+
+        def log_metrics(self, metrics, step=None):
+            self.lines.append(dict(metrics))
+
+    callback = SparsityCallback(NET, nmflow.recipe("sdgf-stepwise", dense=0.2, decay_end=0.8))
+    counted = []
+
+    class Counts(_package().Callback):
+        def on_train_batch_end(self, *args):
+            counted.append(callback.sparsifier.report().density)
+
+    trainer = lightning_trainer(tmp_path, callback, Counts(), logger=Keeps(tmp_path), log_every_n_steps=1)
+    trainer.fit(lightning_module(), loader(vectors()[:10]))
+    lines = [line for line in Keeps.lines if "nm_density" in line]
+    assert [line["nm_density"] for line in lines] == pytest.approx(counted)
+    assert len(set(counted)) > 2
+    assert counted[-1] == pytest.approx((16 * 32 / 8 + 32 * 16 * 2 / 8) / (2 * 16 * 32))
+    assert [line["nm_decay"] for line in lines] == [1.0] + [0.0] * 9  # 1 in the dense phase
+
+
 @pytest.mark.parametrize(
     ("module", "changes", "recipe", "message"),
     [

@@ -13,6 +13,7 @@ from typing import Any, cast
 from torch import nn
 
 from nmflow.attach import attached_weights
+from nmflow.integrations.figures import log_figures
 from nmflow.masks import Remainder
 from nmflow.schedules import Recipe
 from nmflow.schedules import recipe as recipe_by_name
@@ -59,7 +60,8 @@ class SparsityHooks:
 
     Names in `targets` are those of the LightningModule. The steps of the recipe are the trainer's optimizer steps
     (`estimated_stepping_batches`). Validation sees the sparse weights; checkpoints hold the dense ones and, among the
-    callbacks, the sparsifier's state; the weights are cut when training has ended. Arguments as in `Sparsifier`.
+    callbacks, the sparsifier's state; the weights are cut when training has ended. `nm_decay` and `nm_density`, where
+    the recipe stands, are logged with the module's own figures. Arguments as in `Sparsifier`.
 
     `fit` raises one `ValueError` that lists every reason why a trainer cannot carry a sparse run, before it trains.
     """
@@ -157,6 +159,7 @@ class SparsityHooks:
         """Step after an optimizer step; micro-batches that only accumulate do not count."""
         if self.sparsifier is not None and trainer.global_step > self.sparsifier.current_step:
             self.sparsifier.step(n=trainer.global_step)
+            pl_module.log_dict(log_figures(self.sparsifier))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: integers, names and packed masks."""

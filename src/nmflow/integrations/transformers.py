@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from nmflow.attach import attached_weights
+from nmflow.integrations.figures import log_figures
 from nmflow.integrations.state import read_state, write_state
 from nmflow.masks import Remainder
 from nmflow.schedules import Recipe, plan
@@ -40,7 +41,8 @@ def sparsify(
 
     The steps of the recipe are the trainer's optimizer steps (`state.max_steps`). Evaluation sees the sparse weights,
     checkpoints hold the dense ones and the sparsifier's state; the weights are cut when training has ended, so
-    the trainer's last `checkpoint-…` is for resuming, `save_model` for using. Other arguments as in `Sparsifier`.
+    the trainer's last `checkpoint-…` is for resuming, `save_model` for using. Lines of the training log say where the
+    recipe stands (`nm_decay`, `nm_density`). Other arguments as in `Sparsifier`.
 
     Raises one `ValueError` that lists every reason why this trainer, model or recipe cannot be made sparse.
     """
@@ -135,6 +137,13 @@ class SparsityCallback:
         """Step, before the trainer logs, evaluates and saves."""
         if self.sparsifier is not None and state.global_step > self.sparsifier.current_step:
             self.sparsifier.step(n=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Say in each line of the training where the recipe stands; loggers come after this callback."""
+        if self.sparsifier is not None and self.report is None and logs is not None and "loss" in logs:
+            figures = log_figures(self.sparsifier)
+            logs.update(figures)
+            state.log_history[-1].update(figures)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put the state into the checkpoint that was just written."""
