@@ -40,6 +40,10 @@ from trainers import (
     vectors,
 )
 
+import nmflow
+
+MASKED = nmflow.recipe("mdgf-linear", pruned_gradient="masked")
+"""Its gradients are made dL/dW of dL/dW~ where weights are spread."""
 RANK, PROCESSES = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 OUT = Path(sys.argv[1])
 
@@ -95,14 +99,14 @@ def check_trainer() -> None:
     """The weights of a plain loop; what `save_model` writes is N:M."""
     from nmflow.integrations.transformers import sparsify
 
-    for accumulate, max_norm in ((1, 0.1), (3, 0.0)):
+    for accumulate, max_norm, recipe in ((1, 0.1, STRONG), (3, 0.0, STRONG), (1, 0.1, MASKED)):
         trainer = spread_trainer(
             OUT / "same", bert(), gradient_accumulation_steps=accumulate, max_grad_norm=max_norm, logging_strategy="no"
         )
-        callback = sparsify(trainer, BERT, STRONG)
+        callback = sparsify(trainer, BERT, recipe)
         trainer.train()
         batches = given_to_all(trainer.data_collator.batches)
-        expected = plain_loop(bert(), BERT, batches, accumulate, max_norm).state_dict()
+        expected = plain_loop(bert(), BERT, batches, accumulate, max_norm, recipe).state_dict()
         assert_alike(whole(trainer.model), expected, 1e-6)
         assert callback.report.step == STEPS
     trainer.save_model(OUT / "final")
@@ -235,13 +239,13 @@ def check_lightning() -> None:
     """The weights of a plain loop."""
     from nmflow.integrations.lightning import SparsityCallback
 
-    for accumulate, max_norm in ((1, 0.1), (3, 0.0)):
+    for accumulate, max_norm, recipe in ((1, 0.1, STRONG), (3, 0.0, STRONG), (1, 0.1, MASKED)):
         batches = vectors()[: STEPS * accumulate]
-        callback, module = SparsityCallback(NET, STRONG), spread_module()
+        callback, module = SparsityCallback(NET, recipe), spread_module()
         trainer = spread_lightning(OUT, callback, accumulate_grad_batches=accumulate, gradient_clip_val=max_norm)
         trainer.fit(module, loader(batches))
         expected = plain_loop(
-            lightning_module(), NET, batches, accumulate, max_norm, loss_of=lambda m, batch: m.loss(batch)
+            lightning_module(), NET, batches, accumulate, max_norm, recipe, loss_of=lambda m, batch: m.loss(batch)
         )
         assert_alike(whole(module), expected.state_dict(), 1e-6)
         assert callback.report.step == callback.report.total_steps == STEPS
