@@ -95,6 +95,30 @@ def spread_trainer(folder: Path, model: nn.Module | None = None, layer: str = "B
     return trainer
 
 
+def check_copies() -> None:
+    """DDP: the weights of a plain loop, and killed after five steps, gone on from the third."""
+    from nmflow.integrations.transformers import sparsify
+
+    def run(folder: Path, dropout: float, dies: int = 0, resume: bool = False, **changes: Any) -> Any:
+        trainer = trainer_of(
+            folder, bert(dropout), per_device_train_batch_size=BATCH // PROCESSES, callbacks=[dying_trainer(dies)],
+            ddp_find_unused_parameters=False, **changes,
+        )  # fmt: skip
+        sparsify(trainer, BERT, STRONG)
+        trainer.train(resume_from_checkpoint=resume)
+        assert isinstance(trainer.model_wrapped, nn.parallel.DistributedDataParallel)
+        return trainer
+
+    trainer = run(OUT / "copies", 0.0)
+    expected = plain_loop(bert(), BERT, given_to_all(trainer.data_collator.batches), 1, 0.1)
+    assert_alike(trainer.model.state_dict(), expected.state_dict(), 1e-6)
+    kept = {"max_steps": 7, "save_strategy": "steps", "save_steps": 3}
+    uncut = run(OUT / "uncut", 0.1, **kept)
+    with pytest.raises(PowerCutError):
+        run(OUT / "cut", 0.1, dies=5, **kept)
+    assert_alike(run(OUT / "cut", 0.1, resume=True, **kept).model.state_dict(), uncut.model.state_dict(), 0.0)
+
+
 def check_trainer() -> None:
     """The weights of a plain loop; what `save_model` writes is N:M."""
     from nmflow.integrations.transformers import sparsify
@@ -206,23 +230,29 @@ def clear(folder: Path) -> None:
 # -- Lightning -----------------------------------------------------------------------------------------------------
 
 
-def spread_lightning(folder: Path, *callbacks: Any, one_file: bool = False, **changes: Any) -> Any:
+def spread_lightning(folder: Path, *callbacks: Any, keeps: str = "parts", **changes: Any) -> Any:
+    """`keeps`: checkpoints in "parts" or in "one file" under FSDP2, or under DDP, where processes keep "copies"."""
     from nmflow.integrations.lightning import _package
 
-    strategy = _package().strategies.ModelParallelStrategy(
-        data_parallel_size=PROCESSES, tensor_parallel_size=1, save_distributed_checkpoint=not one_file
-    )
+    strategies = _package().strategies
+    strategy = strategies.DDPStrategy() if keeps == "copies" else strategies.ModelParallelStrategy(
+        data_parallel_size=PROCESSES, tensor_parallel_size=1, save_distributed_checkpoint=keeps == "parts"
+    )  # fmt: skip
     settings = {"devices": PROCESSES, "strategy": strategy, "use_distributed_sampler": False, **changes}
     return lightning_trainer(folder, *callbacks, **settings)
 
 
 def spread_module(by_step: bool = False) -> Any:
     """The module of the other tests, whose layers are spread where Lightning asks for it."""
+    from nmflow.integrations.lightning import _package
+
     module = lightning_module(dropout=0.2 if by_step else 0.0)
     base = type(module)
 
     class Spread(base):  # type: ignore[misc, valid-type]  # a class made of Lightning's
         def configure_model(self) -> None:
+            if isinstance(self.trainer.strategy, _package().strategies.DDPStrategy):
+                return
             mesh = self.device_mesh["data_parallel"]
             for part in (*(layer for layer in self.net if isinstance(layer, nn.Linear)), self):
                 fully_shard(part, mesh=mesh)
@@ -239,10 +269,17 @@ def check_lightning() -> None:
     """The weights of a plain loop."""
     from nmflow.integrations.lightning import SparsityCallback
 
-    for accumulate, max_norm, recipe in ((1, 0.1, STRONG), (3, 0.0, STRONG), (1, 0.1, MASKED)):
+    for keeps, accumulate, max_norm, recipe in (
+        ("copies", 1, 0.1, STRONG),
+        ("parts", 1, 0.1, STRONG),
+        ("parts", 3, 0.0, STRONG),
+        ("parts", 1, 0.1, MASKED),
+    ):
         batches = vectors()[: STEPS * accumulate]
         callback, module = SparsityCallback(NET, recipe), spread_module()
-        trainer = spread_lightning(OUT, callback, accumulate_grad_batches=accumulate, gradient_clip_val=max_norm)
+        trainer = spread_lightning(
+            OUT, callback, keeps=keeps, accumulate_grad_batches=accumulate, gradient_clip_val=max_norm
+        )
         trainer.fit(module, loader(batches))
         expected = plain_loop(
             lightning_module(), NET, batches, accumulate, max_norm, recipe, loss_of=lambda m, batch: m.loss(batch)
@@ -275,8 +312,12 @@ def fit(folder: Path, plan: dict[str, Any] | None, dies: int = 0, resume: str = 
 
 def check_lightning_resumes() -> None:
     """Killed after five steps, gone on from the third; where nothing is left; what does not fit is refused."""
-    for one_file, plan in ((False, {"recipe": "idp"}), (True, {"recipe": "mdgf-exponential", "mask_every": 2})):
-        kept = {"one_file": one_file}
+    sparser = {"recipe": "mdgf-exponential", "mask_every": 2}
+    for plan, kept in (
+        (sparser, {"keeps": "copies"}),
+        ({"recipe": "idp"}, {"keeps": "parts"}),
+        (sparser, {"keeps": "one file"}),
+    ):
         for name in ("uncut", "cut", "dense"):
             clear(OUT / name)
         expected, _, trainer = fit(OUT / "uncut", plan, **kept)
@@ -302,6 +343,7 @@ def check_lightning_resumes() -> None:
 
 
 CHECKS: dict[str, Callable[[], None]] = {
+    "copies": check_copies,  # before the others: accelerate does not forget that a process had FSDP
     "trainer": check_trainer,
     "language-model": check_language_model,
     "resumed-trainer": check_trainer_resumes,

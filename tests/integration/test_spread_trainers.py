@@ -1,4 +1,4 @@
-"""Hugging Face's trainers and Lightning, with weights that FSDP2 spreads, give the weights of one process."""
+"""Hugging Face's trainers and Lightning give the weights of one process under DDP, and where FSDP2 spreads them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def agree(folder: Path, *checks: str) -> None:
 def test_trainers_of_hugging_face(tmp_path: Path) -> None:
     if int(version("transformers").partition(".")[0]) < 5:
         pytest.skip("transformers 4 does not resume from checkpoints in parts to the same bits, dense or sparse")
-    agree(tmp_path, "trainer", "language-model", "resumed-trainer", "parts")
+    agree(tmp_path, "copies", "trainer", "language-model", "resumed-trainer", "parts")
 
 
 @pytest.mark.skipif(not LIGHTNING, reason="Lightning is not installed: pip install 'nmflow[lightning]'")
