@@ -44,8 +44,8 @@ import nmflow
 
 MASKED = nmflow.recipe("mdgf-linear", pruned_gradient="masked")
 """Its gradients are made dL/dW of dL/dW~ where weights are spread."""
-RANK, PROCESSES = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-OUT = Path(sys.argv[1])
+RANK, PROCESSES = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+OUT = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
 
 
 def whole(model: nn.Module) -> dict[str, Tensor]:
