@@ -91,6 +91,15 @@ def alike(one: nn.Module, two: nn.Module, tolerance: float = 1e-6) -> None:
         torch.testing.assert_close(whole(found[name]), whole(parameter), rtol=0, atol=tolerance)
 
 
+def train_alike(one: nn.Module, two: nn.Module, first: nmflow.Sparsifier, second: nmflow.Sparsifier) -> None:
+    """Train a whole model and a spread one to the end; losses, norms and finalized weights are alike."""
+    curve, spread = steps(one, first, False), steps(two, second, True)
+    torch.testing.assert_close(torch.tensor(spread), torch.tensor(curve), rtol=0, atol=1e-6)
+    first.finalize()
+    second.finalize()
+    alike(one, two)
+
+
 def check_recipe(recipe: str, options: dict[str, Any], micro: int = 1, **settings: Any) -> None:
     """Loss, gradient norm, masks, report and finalized weights are those of one process."""
     one, two = build(), build()
@@ -165,11 +174,7 @@ def check_convolutions() -> None:
         one, two = models
         first, second = (sparsify(m, recipe, options, targets={"0.weight": "1:3", "2.weight": "1:4"}) for m in models)
         shard(two)
-        curve, spread = steps(one, first, False), steps(two, second, True)
-        torch.testing.assert_close(torch.tensor(spread), torch.tensor(curve), rtol=0, atol=1e-6)
-        first.finalize()
-        second.finalize()
-        alike(one, two)
+        train_alike(one, two, first, second)
 
 
 def check_columns() -> None:
@@ -180,11 +185,7 @@ def check_columns() -> None:
         one, two = build(columns=True), build(columns=True)
         first, second = (sparsify(m, "mdgf-linear", {}, targets=targets) for m in (one, two))
         shard(two)
-        curve, spread = steps(one, first, False), steps(two, second, True)
-        torch.testing.assert_close(torch.tensor(spread), torch.tensor(curve), rtol=0, atol=1e-6)
-        first.finalize()
-        second.finalize()
-        alike(one, two)
+        train_alike(one, two, first, second)
     wide = {"0.weight": "1:32", "2.weight": "1:8"}
     refused = build(columns=True)
     sparsifier = sparsify(refused, "mdgf-linear", {}, targets=wide)
@@ -236,11 +237,7 @@ def check_attached_afterwards() -> None:
     one, two = build(), build()
     shard(two)
     first, second = sparsify(one, "sr-ste", {}), sparsify(two, "sr-ste", {})
-    curve, spread = steps(one, first, False), steps(two, second, True)
-    torch.testing.assert_close(torch.tensor(spread), torch.tensor(curve), rtol=0, atol=1e-6)
-    first.finalize()
-    second.finalize()
-    alike(one, two)
+    train_alike(one, two, first, second)
 
 
 def check_loaded_anew() -> None:
