@@ -125,6 +125,7 @@ class GradientProbe:
         self._pooled: _Averages = {}
         self._averages: dict[str, _Averages] = {label: {} for label in self._labels}
         self._open = False  # between before_step and after_step
+        self._before = 0  # `step` before the one that is open
         self._seen: list[tuple[_Layer, Sums]] | None = None
 
     # -- looking -------------------------------------------------------------------------------------------------
@@ -150,7 +151,7 @@ class GradientProbe:
             if problems:
                 raise RuntimeError("\n".join(problems))
             seen = [(layer, sums(layer.entries(layer.weight.grad), magnitudes=True)) for layer in layers]
-        self.step, self._seen, self._open = step, seen, True
+        self._before, self.step, self._seen, self._open = self.step, step, seen, True
 
     @torch.no_grad()
     def after_step(self) -> GradientNoise | None:
@@ -242,11 +243,10 @@ class GradientProbe:
     # -- saving --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The running averages as plain data; JSON gives their bits back. Between steps only (`RuntimeError`)."""
-        if self._open:
-            raise RuntimeError("a probe is saved between steps: after after_step()")
+        """The running averages as plain data; JSON gives their bits back. A look that is under way is left out."""
         layers = {label: _to_json(averages) for label, averages in self._averages.items()}
-        return {**self._identity(), "step": self.step, "pooled": _to_json(self._pooled), "layers": layers}
+        step = self._before if self._open else self.step
+        return {**self._identity(), "step": step, "pooled": _to_json(self._pooled), "layers": layers}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken. Raises `ValueError` naming what differs, before any change."""

@@ -24,6 +24,7 @@ from trainers import (
     PowerCutError,
     arguments,
     assert_same,
+    assert_same_noise,
     averaging,
     bert,
     bert_weights_are_sparse,
@@ -186,13 +187,14 @@ def test_compiled_training_gives_the_same_weights(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------- Trainer: resuming
-def run(folder, callbacks=(), resume=None, recipe="mdgf-exponential", mask_every=1, accumulate=1, **changes):
+def run(folder, callbacks=(), resume=None, recipe="mdgf-exponential", mask_every=1, accumulate=1, probe_every=None,
+        **changes):  # fmt: skip
     model = bert(dropout=0.1)
     trainer = trainer_of(
         folder, model, callbacks=callbacks, gradient_accumulation_steps=accumulate, max_steps=7, save_strategy="steps",
         save_steps=3, **changes,
     )  # fmt: skip
-    callback = sparsify(trainer, BERT, recipe, mask_every=mask_every)
+    callback = sparsify(trainer, BERT, recipe, mask_every=mask_every, probe_every=probe_every)
     trainer.train(resume_from_checkpoint=resume)
     return trainer, callback
 
@@ -366,6 +368,63 @@ def test_log_lines_say_where_the_recipe_stands(tmp_path):
     assert [line["nm_decay"] for line in trainer.state.log_history if "loss" in line] == [
         line["nm_decay"] for line in lines
     ]
+
+
+@pytest.mark.parametrize(("recipe", "max_norm"), [(STRONG, 0.0), (STRONG, 0.1), ("ste", 0.1)], ids=str)
+def test_gradient_noise_is_that_of_a_plain_loop(tmp_path, recipe, max_norm):
+    """With SR-STE's term, before clipping, of all micro-batches together."""
+    sees = Sees()
+    trainer = trainer_of(tmp_path, callbacks=[sees], gradient_accumulation_steps=3, max_grad_norm=max_norm,
+                         logging_strategy="steps", logging_steps=1)  # fmt: skip
+    callback = sees.ours = sparsify(trainer, BERT, recipe, probe_every=2)
+    trainer.train()
+    looks = []
+    expected = plain_loop(bert(), BERT, trainer.data_collator.batches, 3, max_norm, recipe, looks=looks)
+    assert_same(trainer.model, expected)  # looking changes nothing
+    assert_same_noise(callback.noise, looks, 2)
+    assert any(look["flip_rate"] for look in looks[1::2]) == (recipe == "ste")  # the term holds the others down
+    assert set(callback.noise.layers) == {slot.label for slot in callback.sparsifier.slots}
+    names = sorted(name for name in sees.lines[1] if name.startswith("nm_") and name not in ("nm_decay", "nm_density"))
+    assert names == sorted(f"nm_{name}{end}" for name in looks[0] for end in ("", "_average"))
+    for line, look in zip(sees.lines, (None, looks[1], looks[1], looks[3], looks[3]), strict=False):
+        for name in looks[0]:
+            assert line.get(f"nm_{name}") == (look and pytest.approx(look[name], rel=1e-4))
+
+
+def test_a_killed_trainer_that_was_probed_goes_on_to_the_same_averages(tmp_path):
+    _, whole = run(tmp_path / "whole", probe_every=2)
+    with pytest.raises(PowerCutError):
+        run(tmp_path / "cut", [DiesAfter(5)], probe_every=2)
+    _, again = run(tmp_path / "cut", resume=True, probe_every=2)
+    assert again.noise == whole.noise
+    assert whole.noise.step == 6
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (None, 2, "the run was not probed; leave out probe_every"),
+        (2, None, "the run was probed; give it probe_every=2 again"),
+        (2, 3, "probe: every: the state has 2, this probe 3"),
+    ],
+)
+def test_the_checkpoint_of_a_run_that_was_probed_otherwise_is_refused(tmp_path, before, after, message):
+    run(tmp_path, probe_every=before)
+    trainer = trainer_of(tmp_path, max_steps=7)
+    names = classes(trainer.model)
+    sparsify(trainer, BERT, probe_every=after)
+    with pytest.raises(ValueError, match=rf"{STATE_FILE}: {message}"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert classes(trainer.model) == names
+
+
+def test_a_probe_without_second_moments_is_refused_before_training(tmp_path):
+    trainer = trainer_of(tmp_path, optim="sgd")
+    names = classes(trainer.model)
+    sparsify(trainer, BERT, probe_every=2)
+    with pytest.raises(ValueError, match="SGD keeps no second moment"):
+        trainer.train()
+    assert classes(trainer.model) == names
 
 
 # ---------------------------------------------------------------------------------------- Trainer: refusals

@@ -14,6 +14,7 @@ from trainers import (
     STRONG,
     PowerCutError,
     assert_same,
+    assert_same_noise,
     classes,
     lightning_module,
     lightning_trainer,
@@ -52,14 +53,18 @@ def test_lightning_gives_the_weights_of_a_plain_loop(tmp_path, accumulate, max_n
                 return torch.autocast("cpu", enabled=False)
 
         changes["plugins"] = [OnlyScaled("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))]
-    callback = SparsityCallback(NET, STRONG)
+    callback = SparsityCallback(NET, STRONG, probe_every=2)
     trainer = lightning_trainer(
         tmp_path, callback, accumulate_grad_batches=accumulate, gradient_clip_val=max_norm, **changes
     )
     module = lightning_module()
     trainer.fit(module, loader(batches))
-    expected = plain_loop(lightning_module(), NET, batches, accumulate, max_norm, loss_of=lambda m, b: m.loss(b))
+    looks = []
+    expected = plain_loop(
+        lightning_module(), NET, batches, accumulate, max_norm, loss_of=lambda m, b: m.loss(b), looks=looks
+    )
     assert_same(module, expected)
+    assert_same_noise(callback.noise, looks, 2)
     assert callback.report.step == callback.report.total_steps == STEPS
     assert nmflow.verify(module).ok
     assert zero_count_is_right(module.net[0].weight, 1)
@@ -91,7 +96,9 @@ def test_the_comparison_with_lightning_can_fail(tmp_path):
         assert_same(module, expected, tolerance=1e-3)
 
 
-def fit_lightning(folder, mask_every=1, recipe="mdgf-exponential", dies=0, resume=None, max_steps=7):
+def fit_lightning(
+    folder, mask_every=1, recipe="mdgf-exponential", dies=0, resume=None, max_steps=7, probe_every=None
+):
     from nmflow.integrations.lightning import SparsityCallback, _package
 
     class Dies(_package().Callback):
@@ -101,7 +108,7 @@ def fit_lightning(folder, mask_every=1, recipe="mdgf-exponential", dies=0, resum
 
     checkpoints = importlib.import_module(f"{_package().__name__}.callbacks").ModelCheckpoint
     keep = checkpoints(dirpath=folder, every_n_train_steps=3, save_top_k=-1, filename="{step}")
-    callback = SparsityCallback(NET, recipe, mask_every=mask_every)
+    callback = SparsityCallback(NET, recipe, mask_every=mask_every, probe_every=probe_every)
     trainer = lightning_trainer(folder, callback, Dies(), keep, enable_checkpointing=True, max_steps=max_steps,
                                 max_epochs=3)  # fmt: skip
     module = lightning_module(dropout=0.2, by_step=True)
@@ -117,6 +124,18 @@ def test_a_killed_lightning_run_goes_on_to_the_same_bits(tmp_path, recipe, mask_
     again, callback, _ = fit_lightning(tmp_path / "cut", mask_every, recipe, resume=tmp_path / "cut" / "step=3.ckpt")
     assert_same(again, whole, tolerance=0.0)
     assert callback.report.step == 7
+
+
+def test_a_killed_lightning_run_that_was_probed_goes_on_to_the_same_averages(tmp_path):
+    _, whole, _ = fit_lightning(tmp_path / "whole", probe_every=2)
+    with pytest.raises(PowerCutError):
+        fit_lightning(tmp_path / "cut", dies=5, probe_every=2)
+    kept = tmp_path / "cut" / "step=3.ckpt"
+    _, again, _ = fit_lightning(tmp_path / "cut", resume=kept, probe_every=2)
+    assert again.noise == whole.noise
+    assert whole.noise.step == 6
+    with pytest.raises(ValueError, match="the run was probed; give it probe_every=2 again"):
+        fit_lightning(tmp_path / "cut", resume=kept)
 
 
 def test_resuming_lightning_where_nothing_is_left_to_train_ends_sparse(tmp_path):
@@ -175,7 +194,7 @@ def test_what_lightning_logs_says_where_the_recipe_stands(tmp_path):
         def log_metrics(self, metrics, step=None):
             self.lines.append(dict(metrics))
 
-    callback = SparsityCallback(NET, nmflow.recipe("sdgf-stepwise", dense=0.2, decay_end=0.8))
+    callback = SparsityCallback(NET, nmflow.recipe("sdgf-stepwise", dense=0.2, decay_end=0.8), probe_every=4)
     counted = []
 
     class Counts(_package().Callback):
@@ -189,6 +208,9 @@ def test_what_lightning_logs_says_where_the_recipe_stands(tmp_path):
     assert len(set(counted)) > 2
     assert counted[-1] == pytest.approx((16 * 32 / 8 + 32 * 16 * 2 / 8) / (2 * 16 * 32))
     assert [line["nm_decay"] for line in lines] == [1.0] + [0.0] * 9  # 1 in the dense phase
+    seen = [line.get("nm_grad_abs_var") for line in lines]
+    assert seen[:3] == [None] * 3
+    assert seen[3] == seen[6] != seen[7] == pytest.approx(callback.noise.pooled.grad_abs_var)
 
 
 @pytest.mark.parametrize(

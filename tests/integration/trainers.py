@@ -1,6 +1,7 @@
 """Small models and data for other people's trainers, and the plain loop that their runs are compared with.
 
-The plain loop knows torch and `nmflow.Sparsifier` only; what a pruned copy is, is computed block by block.
+The plain loop knows torch and `nmflow.Sparsifier` only; what a pruned copy is, is computed block by block, and gradient
+noise by torch's own variance.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import copy
 import re
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -99,8 +101,12 @@ def averaging(trainer):
 
 
 # ---------------------------------------------------------------------------------------- what to believe
-def plain_loop(model, targets, batches, accumulate, max_norm, recipe=STRONG, mask_every=1, steps=STEPS, loss_of=None):
-    """The run as the README writes it. Micro-batches are of one size, so the mean of their means is the mean."""
+def plain_loop(model, targets, batches, accumulate, max_norm, recipe=STRONG, mask_every=1, steps=STEPS, loss_of=None,
+               looks=None):  # fmt: skip
+    """The run as the README writes it. Micro-batches are of one size, so the mean of their means is the mean.
+
+    `looks` is filled with the gradient noise of each step.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0, eps=EPSILON)
     sparsifier = nmflow.Sparsifier(model, targets, recipe, steps, mask_every=mask_every)
     model.train()
@@ -109,13 +115,45 @@ def plain_loop(model, targets, batches, accumulate, max_norm, recipe=STRONG, mas
             loss = model(**batch).loss if loss_of is None else loss_of(model, batch)
             (loss / accumulate).backward()
         sparsifier.edit_gradients()
+        before = noise_of(model, sparsifier, optimizer) if looks is not None else None
         if max_norm:
             nn.utils.clip_grad_norm_(model.parameters(), max_norm)
         optimizer.step()
         optimizer.zero_grad()
         sparsifier.step()
+        if looks is not None:
+            gradients, _, masks = before
+            _, moments, now = noise_of(model, sparsifier, optimizer)
+            looks.append({
+                "grad_abs_var": gradients.abs().var(correction=0).item(),
+                "second_moment_var": moments.var(correction=0).item(),
+                "flip_rate": (masks != now).float().mean().item(),
+            })
     sparsifier.finalize()
     return model
+
+
+def noise_of(model, sparsifier, optimizer) -> list[torch.Tensor]:
+    """Gradients, Adam's second moments and masks of all sparse weights, each as one vector; of recipes that prune."""
+    weights = [sparsifier.dense_weight(slot.label) for slot in sparsifier.slots]
+    sparse = [model.get_submodule(slot.label.rpartition(".")[0]).weight for slot in sparsifier.slots]
+    none = torch.zeros(())
+    moments = [optimizer.state.get(weight, {}).get("exp_avg_sq", none) for weight in weights]
+    gradients = [none if weight.grad is None else weight.grad for weight in weights]
+    return [
+        torch.cat([tensor.detach().double().flatten() for tensor in tensors])
+        for tensors in (gradients, moments, [weight != 0 for weight in sparse])
+    ]
+
+
+def assert_same_noise(noise, looks, every: int, tolerance: float = 1e-4) -> None:
+    """The latest look of a run that looked every so many steps, at most ten times, so that averages are plain means."""
+    due = [look for step, look in enumerate(looks, 1) if step % every == 0]
+    assert noise.step == len(looks) // every * every
+    for name, value in due[-1].items():
+        assert getattr(noise.pooled, name) == pytest.approx(value, rel=tolerance), name
+        mean = sum(look[name] for look in due) / len(due)
+        assert getattr(noise.pooled, f"{name}_average") == pytest.approx(mean, rel=tolerance), name
 
 
 def assert_same(one: nn.Module, two: nn.Module, tolerance: float = 1e-6) -> None:

@@ -5,20 +5,15 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-import warnings
-import weakref
 from collections.abc import Mapping
 from typing import Any, cast
 
-from torch import nn
-
 from nmflow.attach import attached_weights
-from nmflow.integrations.figures import log_figures
+from nmflow.integrations.run import FINISHED, CarriesRun, SparseRun
 from nmflow.masks import Remainder
 from nmflow.schedules import Recipe
 from nmflow.schedules import recipe as recipe_by_name
 from nmflow.sparsifier import Sparsifier
-from nmflow.sparsity import SparsityReport
 from nmflow.targets import Targets
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")  # one project under two names; their classes are not the same
@@ -48,7 +43,7 @@ def _package() -> Any:
     raise ModuleNotFoundError("Lightning is not installed: pip install 'nmflow[lightning]'")
 
 
-class SparsityHooks:
+class SparsityHooks(CarriesRun):
     """Makes `trainer.fit` end with N:M weights.
 
         from nmflow.integrations.lightning import SparsityCallback
@@ -61,7 +56,9 @@ class SparsityHooks:
     Names in `targets` are those of the LightningModule. The steps of the recipe are the trainer's optimizer steps
     (`estimated_stepping_batches`). Validation sees the sparse weights; checkpoints hold the dense ones and, among the
     callbacks, the sparsifier's state; the weights are cut when training has ended. `nm_decay` and `nm_density`, where
-    the recipe stands, are logged with the module's own figures. Arguments as in `Sparsifier`.
+    the recipe stands, are logged with the module's own figures and, looked at every `probe_every` steps, how noisy
+    gradients are (`nm_grad_abs_var` …, see `GradientProbe`; `callback.noise` has those of each layer). Other arguments
+    as in `Sparsifier`.
 
     `fit` raises one `ValueError` that lists every reason why a trainer cannot carry a sparse run, before it trains.
     """
@@ -72,17 +69,14 @@ class SparsityHooks:
         recipe: str | Recipe = "mdgf-exponential",
         remainder: Remainder = "error",
         mask_every: int = 1,
+        probe_every: int | None = None,
     ) -> None:
-        self.sparsifier: Sparsifier | None = None
-        """The one of the run, from its beginning on."""
-        self.report: SparsityReport | None = None
-        """What `finalize` said, once a run has ended."""
         self._recipe = recipe_by_name(recipe) if isinstance(recipe, str) else recipe
         self._plan = (targets, remainder, mask_every)
+        self._probe_every = probe_every
         self._loaded: dict[str, Any] | None = None
         self._resumed = False  # whether what the run resumes from held this callback's state
         self._late = False  # whether that is read after `on_fit_start`, as it is where the weights are spread
-        self._finished: weakref.ref[nn.Module] | None = None
 
     # -- Lightning's hooks, in the order in which they come --------------------------------------------------------
 
@@ -98,16 +92,12 @@ class SparsityHooks:
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach: the model is on its device, the optimizer made; the checkpoint's weights are loaded, or come late."""
-        finished = self._finished() if self._finished is not None else None
         problems = _problems(trainer, self._recipe)
         late = trainer.strategy.restore_checkpoint_after_setup
         if trainer.ckpt_path and self._loaded is None and not late:
             problems.append(_no_state(trainer))
-        elif not trainer.ckpt_path and finished is pl_module:
-            problems.append(
-                "this model has been trained to N:M already, and a second run would start dense again; use a new "
-                "SparsityCallback if that is meant, or resume from a checkpoint"
-            )
+        elif not trainer.ckpt_path and self._has_finished(pl_module):
+            problems.append(f"{FINISHED}; use a new SparsityCallback if that is meant, or resume from a checkpoint")
         if problems:
             raise ValueError("\n".join(problems))
         if self.sparsifier is not None and self.sparsifier.model is pl_module and attached_weights(pl_module):
@@ -115,7 +105,12 @@ class SparsityHooks:
         self.report = None
         targets, remainder, mask_every = self._plan
         total = int(trainer.estimated_stepping_batches)
-        self.sparsifier = Sparsifier(pl_module, targets, self._recipe, total, remainder, mask_every)
+        sparsifier = Sparsifier(pl_module, targets, self._recipe, total, remainder, mask_every)
+        try:
+            self._run = SparseRun(sparsifier, trainer.optimizers[0], self._probe_every)
+        except BaseException:
+            sparsifier.detach()
+            raise
         self._late = late
         if self._loaded is not None:
             self._resume()
@@ -123,21 +118,21 @@ class SparsityHooks:
     def _resume(self) -> None:
         """Go on where the checkpoint was. If its weights were cut, nothing is left, or `on_train_start` refuses."""
         loaded, self._loaded = cast("dict[str, Any]", self._loaded), None
-        sparsifier, self.sparsifier = cast(Sparsifier, self.sparsifier), None
+        run, self._run = cast(SparseRun, self._run), None
         try:
             if not loaded.pop("finalized", False):
-                sparsifier.load_state_dict(loaded)
-                self.sparsifier = sparsifier
+                run.load_state_dict(loaded)
+                self._run = run
             self._resumed = True
         finally:
-            if self.sparsifier is None:
-                sparsifier.detach()
+            if self._run is None:
+                run.sparsifier.detach()
 
     def _refuse_foreign(self, trainer: Any) -> None:
         """Of a checkpoint that was read late, it is known now whether it held a state."""
         if trainer.ckpt_path and self.sparsifier is not None and not self._resumed:
             self.sparsifier.detach()
-            self.sparsifier = None
+            self._run = None
             raise ValueError(_no_state(trainer))
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -152,36 +147,29 @@ class SparsityHooks:
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Once an optimizer step, after Lightning has unscaled the gradients and before it clips them."""
-        if self.sparsifier is not None:
-            self.sparsifier.edit_gradients()
+        if self._run is not None:
+            self._run.edit_gradients(trainer.global_step + 1)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Step after an optimizer step; micro-batches that only accumulate do not count."""
-        if self.sparsifier is not None and trainer.global_step > self.sparsifier.current_step:
-            self.sparsifier.step(n=trainer.global_step)
-            pl_module.log_dict(log_figures(self.sparsifier))
+        if self._run is not None and trainer.global_step > self._run.sparsifier.current_step:
+            self._run.step(trainer.global_step)
+            pl_module.log_dict(self._run.log_line())
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: integers, names and packed masks."""
-        if self.sparsifier is None:
+        if self._run is None:
             return {}
         if self.report is not None:
-            return {"finalized": True, "step": self.sparsifier.current_step}
-        state = self.sparsifier.state_dict()
+            return {"finalized": True, "step": self._run.sparsifier.current_step}
+        state = self._run.state_dict()
         return {**state, "masks": {label: bits.cpu() for label, bits in state["masks"].items()}}
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Finalize, so that what is saved from now on is N:M."""
         if self.sparsifier is None or self.report is not None:
             return
-        self.report = self.sparsifier.finalize()
-        self._finished = weakref.ref(pl_module)
-        if self.report.early:
-            warnings.warn(
-                f"training stopped at step {self.report.step} of {self.report.total_steps}: the weights were cut to "
-                "their pattern before the recipe had ended",
-                stacklevel=2,
-            )
+        self._finalize()
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Lightning passes over the training, its end included, where a resumed run has no step left to do."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import warnings
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,12 @@ from typing import Any
 from torch import nn
 
 from nmflow.attach import attached_weights
-from nmflow.integrations.figures import log_figures
+from nmflow.integrations.run import FINISHED, CarriesRun, SparseRun
 from nmflow.integrations.state import read_state, write_state
 from nmflow.masks import Remainder
 from nmflow.schedules import Recipe, plan
 from nmflow.schedules import recipe as recipe_by_name
 from nmflow.sparsifier import Sparsifier
-from nmflow.sparsity import SparsityReport
 from nmflow.targets import Targets, resolve
 
 STATE_FILE = "nmflow_sparsity.safetensors"
@@ -31,6 +29,7 @@ def sparsify(
     recipe: str | Recipe = "mdgf-exponential",
     remainder: Remainder = "error",
     mask_every: int = 1,
+    probe_every: int | None = None,
 ) -> SparsityCallback:
     """Make `trainer.train()` end with N:M weights. Call it once, before `train`; nothing changes until then.
 
@@ -42,7 +41,9 @@ def sparsify(
     The steps of the recipe are the trainer's optimizer steps (`state.max_steps`). Evaluation sees the sparse weights,
     checkpoints hold the dense ones and the sparsifier's state; the weights are cut when training has ended, so
     the trainer's last `checkpoint-…` is for resuming, `save_model` for using. Lines of the training log say where the
-    recipe stands (`nm_decay`, `nm_density`). Other arguments as in `Sparsifier`.
+    recipe stands (`nm_decay`, `nm_density`) and, looked at every `probe_every` steps, how noisy gradients are
+    (`nm_grad_abs_var` …, see `GradientProbe`; `callback.noise` has those of each layer). Other arguments as in
+    `Sparsifier`.
 
     Raises one `ValueError` that lists every reason why this trainer, model or recipe cannot be made sparse.
     """
@@ -56,24 +57,28 @@ def sparsify(
         if other.report is None:
             raise ValueError("this trainer is sparsified already; one call before train() is enough")
         other.leave()
-    callback = _callback_class()(trainer, targets, chosen, remainder, mask_every)
+    callback = _callback_class()(trainer, targets, chosen, remainder, mask_every, probe_every)
     trainer.add_callback(callback)
     callbacks.insert(0, callbacks.pop())  # before the user's own, which may look at the weights
     return callback
 
 
-class SparsityCallback:
+class SparsityCallback(CarriesRun):
     """The sparse run inside a trainer's; made by `sparsify`, which joins it with `transformers.TrainerCallback`."""
 
-    def __init__(self, trainer: Any, targets: Targets, recipe: Recipe, remainder: Remainder, mask_every: int) -> None:
-        self.sparsifier: Sparsifier | None = None
-        """The one of the run, from its beginning on."""
-        self.report: SparsityReport | None = None
-        """What `finalize` said, once a run has ended."""
+    def __init__(
+        self,
+        trainer: Any,
+        targets: Targets,
+        recipe: Recipe,
+        remainder: Remainder,
+        mask_every: int,
+        probe_every: int | None,
+    ) -> None:
         self._trainer = trainer
         self._plan = (targets, recipe, remainder, mask_every)
+        self._probe_every = probe_every
         self._checkpoint: Path | None = None  # the folder this run resumes from
-        self._finished: weakref.ref[nn.Module] | None = None
         self._edited = False  # whether SR-STE's term of this optimizer step has been added
         self._unhook: Callable[[], None] = _nothing
         # A callback is not told what the run resumes from, and hears of it after the weights were loaded.
@@ -110,15 +115,16 @@ class SparsityCallback:
         if self.sparsifier is not None and self.sparsifier.model is model and attached_weights(model):
             self.sparsifier.detach()  # of a run that was broken off
         targets, recipe, remainder, mask_every = self._plan
-        self.sparsifier = self.report = None
+        self._run = self.report = None
         sparsifier = Sparsifier(model, targets, recipe, state.max_steps, remainder, mask_every)
         try:
+            run = SparseRun(sparsifier, self._trainer.optimizer, self._probe_every)
             if self._checkpoint is not None:
-                _resume(sparsifier, self._checkpoint / STATE_FILE, state.global_step)
+                _resume(run, self._checkpoint / STATE_FILE, state.global_step)
         except BaseException:
             sparsifier.detach()
             raise
-        self.sparsifier = sparsifier
+        self._run = run
         self._edited = False
         self._hook(self._trainer.accelerator)
 
@@ -135,21 +141,21 @@ class SparsityCallback:
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Step, before the trainer logs, evaluates and saves."""
-        if self.sparsifier is not None and state.global_step > self.sparsifier.current_step:
-            self.sparsifier.step(n=state.global_step)
+        if self._run is not None and state.global_step > self._run.sparsifier.current_step:
+            self._run.step(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Say in each line of the training where the recipe stands; loggers come after this callback."""
-        if self.sparsifier is not None and self.report is None and logs is not None and "loss" in logs:
-            figures = log_figures(self.sparsifier)
+        if self._run is not None and self.report is None and logs is not None and "loss" in logs:
+            figures = self._run.log_line()
             logs.update(figures)
             state.log_history[-1].update(figures)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put the state into the checkpoint that was just written."""
-        if self.sparsifier is None or state.is_hyper_param_search:
+        if self._run is None or state.is_hyper_param_search:
             return  # trials are never resumed
-        current = self.sparsifier.state_dict()  # a call of all processes, where FSDP2 spreads the weights
+        current = self._run.state_dict()  # a call of all processes, where FSDP2 spreads the weights
         if args.should_save:
             write_state(Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE_FILE, current)
 
@@ -158,14 +164,7 @@ class SparsityCallback:
         if self.sparsifier is None:
             return
         self._unhook()
-        self.report = self.sparsifier.finalize()
-        self._finished = weakref.ref(self.sparsifier.model)
-        if self.report.early:
-            warnings.warn(
-                f"training stopped at step {self.report.step} of {self.report.total_steps}: the weights were cut to "
-                "their pattern before the recipe had ended",
-                stacklevel=2,
-            )
+        self._finalize()
         if self._trainer.is_fsdp_enabled and "SHARDED" in str(_fsdp_plugin(self._trainer).state_dict_type):
             warnings.warn(
                 "under SHARDED_STATE_DICT save_model writes nothing, and the checkpoints hold dense weights; before it "
@@ -189,12 +188,8 @@ class SparsityCallback:
                 f"{folder}: has no {STATE_FILE}, so it cannot be said where the recipe stood; the checkpoint is "
                 "not of a sparse run or was cut short: resume from another, or start anew from its weights"
             )
-        finished = self._finished() if self._finished is not None else None
-        if folder is None and trainer.model_init is None and finished is not None and finished is _plain(trainer):
-            problems.append(
-                "this model has been trained to N:M already, and a second run would start dense again; call "
-                "sparsify anew if that is meant, or resume from a checkpoint"
-            )
+        if folder is None and trainer.model_init is None and self._has_finished(_plain(trainer)):
+            problems.append(f"{FINISHED}; call sparsify anew if that is meant, or resume from a checkpoint")
         if problems:
             raise ValueError("\n".join(problems))
         return Path(folder) if folder is not None else None
@@ -210,8 +205,8 @@ class SparsityCallback:
         @functools.wraps(unscale)
         def unscale_and_edit(*args: Any, **kwargs: Any) -> None:
             unscale(*args, **kwargs)
-            if not self._edited and self.sparsifier is not None:
-                self.sparsifier.edit_gradients()
+            if not self._edited and self._run is not None:
+                self._run.edit_gradients(self._trainer.state.global_step + 1)
                 self._edited = True
 
         def unhook() -> None:
@@ -246,13 +241,13 @@ def _plain(trainer: Any) -> nn.Module:
     return model
 
 
-def _resume(sparsifier: Sparsifier, path: Path, step: int) -> None:
+def _resume(run: SparseRun, path: Path, step: int) -> None:
     try:
-        sparsifier.load_state_dict(read_state(path))
+        run.load_state_dict(read_state(path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if sparsifier.current_step != step:
-        raise ValueError(f"{path}: is of step {sparsifier.current_step}, but the trainer resumes at step {step}")
+    if run.sparsifier.current_step != step:
+        raise ValueError(f"{path}: is of step {run.sparsifier.current_step}, but the trainer resumes at step {step}")
 
 
 def _edits(sparsifier: Sparsifier) -> bool:
