@@ -23,7 +23,7 @@ extern "C" {
 #define NMFLOW_API
 #endif
 
-#define NMFLOW_ABI_VERSION 6
+#define NMFLOW_ABI_VERSION 7
 
 enum nmflow_dtype { NMFLOW_F32 = 0, NMFLOW_BF16 = 1 };
 

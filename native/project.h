@@ -3,6 +3,7 @@
    effective = mask ? w : decay * w        (decay 0 writes zeros, whatever w is: a pruned NaN or inf does not survive)
 
    mask keeps the n largest magnitudes of every m consecutive entries of a row; a last block of r < m keeps min(n, r).
+   Rows may have to keep the same columns (`shared`).
    NaN is larger than everything and all NaN are alike; of equal magnitudes the lowest index survives. */
 
 #ifndef NMFLOW_PROJECT_H
@@ -19,6 +20,9 @@ enum { NMFLOW_PROJECT_LARGEST_M = 32768 }; /* the bits of one block lie on a thr
 
 typedef struct nmflow_projection {
     int64_t rows, cols, n, m;
+    int64_t shared; /* above 1, that many rows keep the same columns, chosen by the sums of their magnitudes: in float32,
+                       row added to row; of the last rows as many as are left. 1: each row for itself. Under columns = 1
+                       it divides 64 */
     int32_t dtype; /* of w and effective: NMFLOW_F32, NMFLOW_BF16 or NMFLOW_F16 */
     int32_t isa;   /* of enum nmflow_isa */
     float decay;
@@ -40,8 +44,8 @@ typedef struct nmflow_projection {
 } nmflow_projection;
 
 /* flips: entries of the mask that differ from what it held before (0 without a mask). Serial where `parallel` is null.
-   NMFLOW_BAD_ARGUMENT, and nothing written, unless 1 <= n <= m <= NMFLOW_PROJECT_LARGEST_M and rows do not overlap.
-   NMFLOW_NO_MEMORY: no scratch memory, which columns and taps need; the outputs are undefined. */
+   NMFLOW_BAD_ARGUMENT, and nothing written, unless 1 <= n <= m <= NMFLOW_PROJECT_LARGEST_M, 1 <= shared and rows do not overlap.
+   NMFLOW_NO_MEMORY: no scratch memory, which all but rows for themselves need; the outputs are undefined. */
 NMFLOW_API int32_t nmflow_project(const nmflow_projection *projection, nmflow_parallel_for parallel, int64_t *flips);
 
 #ifdef __cplusplus

@@ -9,8 +9,7 @@
 // Included by project_pieces.hpp, once an instruction set.
 #pragma once
 
-#include "kernel.hpp"
-#include "project_pieces.hpp"
+#include "project_groups.hpp"
 
 namespace nmflow {
 namespace NMFLOW_ISA {
@@ -47,6 +46,21 @@ static inline void transpose_bits(uint64_t *words) {
             }
 }
 
+// The bits of a panel's rows where `shared` of them, which divides the panel's, keep the same columns.
+template <class T>
+static void select_groups(const nmflow_projection &job, f32 *panel, int64_t stride, int64_t rows, int64_t entries,
+                          uint64_t *bits) {
+    const int64_t words = stride / 64;
+    for (int64_t first = 0; first < rows; first += job.shared) {
+        const int64_t together = least(job.shared, rows - first);
+        f32 *sums = panel + first * stride;  // in the place of the first row's keys
+        add_rows<T>(sums, stride, together, entries, sums);
+        select(sums, job.n, job.m, entries, bits + first * words);
+        for (int64_t r = first + 1; r < first + together; ++r)
+            memcpy(bits + r * words, bits + first * words, (size_t)words * 8);
+    }
+}
+
 template <class T>
 static int64_t project_columns(const Projection &projection, int64_t begin, int64_t end) {
     const nmflow_projection &job = projection.job;
@@ -61,7 +75,9 @@ static int64_t project_columns(const Projection &projection, int64_t begin, int6
         const int64_t rows = least(panel_rows, job.rows - row), entries = least(projection.piece, job.cols - col);
         const int64_t words = div_up(entries, 64), stride = words * 64;
         transpose_keys((const T *)job.w + col * job.w_stride + row, job.w_stride, rows, entries, panel, stride);
-        if (entries == stride && entries % job.m == 0)
+        if (job.shared > 1)
+            select_groups<T>(job, panel, stride, rows, entries, bits);
+        else if (entries == stride && entries % job.m == 0)
             select(panel, job.n, job.m, rows * entries, bits);  // as one long row
         else
             for (int64_t r = 0; r < rows; ++r) select(panel + r * stride, job.n, job.m, entries, bits + r * words);

@@ -64,6 +64,7 @@ const ProjectKernels *kernels_for(int isa) {
 bool valid(const nmflow_projection &job) {
     if (job.rows < 0 || job.cols < 0 || job.n < 1 || job.n > job.m || job.m > NMFLOW_PROJECT_LARGEST_M) return false;
     if (job.dtype < NMFLOW_F32 || job.dtype > NMFLOW_F16 || (job.cast && job.dtype != NMFLOW_F32)) return false;
+    if (job.shared < 1 || (job.shared > 1 && job.columns && panel_rows % job.shared)) return false;
     if (job.taps < 0 || (job.taps > 1 && (job.columns || job.cols % job.taps))) return false;
     if (job.bits && job.rows > 1 && job.bits_stride < (job.cols + 7) / 8) return false;
     const int64_t lines = job.columns ? job.cols : job.rows, length = job.columns ? job.rows : job.cols;
@@ -122,18 +123,22 @@ int32_t nmflow_project(const nmflow_projection *given, nmflow_parallel_for paral
     projection.job = *given;
     nmflow_projection &job = projection.job;
     const bool has_taps = job.taps > 1;
-    if (!job.columns && !has_taps) join_rows(job);
+    if (!job.columns && !has_taps && job.shared == 1) join_rows(job);
     projection.piece = has_taps ? job.cols : piece_of(job.m, job.columns);
     projection.pieces_per_row = (job.cols + projection.piece - 1) / projection.piece;
     projection.stream = streams(job, projection.piece);
 
-    const int64_t bands = job.columns ? (job.rows + panel_rows - 1) / panel_rows : job.rows;
+    const int64_t band = job.columns ? panel_rows : job.shared < job.rows ? job.shared : job.rows;
+    const int64_t bands = (job.rows + band - 1) / band;
     // Pieces that share a byte of packed bits go to one thread, in their order.
     const int64_t together = job.bits && projection.piece % 8 ? projection.pieces_per_row : 1;
     const int64_t units = bands * projection.pieces_per_row / together;
-    const int64_t entries = projection.piece * together * (job.columns ? panel_rows : 1);
+    const int64_t entries = projection.piece * together * band;
     const int64_t grain = grain_entries / entries > 1 ? grain_entries / entries : 1;
-    const ProjectKernel *kernel = has_taps ? kernels->taps : job.columns ? kernels->columns : kernels->rows;
+    const ProjectKernel *kernel = has_taps         ? kernels->taps
+                                  : job.columns    ? kernels->columns
+                                  : job.shared > 1 ? kernels->groups
+                                                   : kernels->rows;
     Shared shared = {&projection, kernel[job.dtype], together, {0}, {false}};
     if (!parallel)
         run(0, units, &shared);

@@ -29,7 +29,7 @@ struct Projection {
 using ProjectKernel = int64_t (*)(const Projection &, int64_t begin, int64_t end);
 
 struct ProjectKernels {
-    ProjectKernel rows[3], columns[3], taps[3];  // in the order of the dtypes' numbers
+    ProjectKernel rows[3], groups[3], columns[3], taps[3];  // in the order of the dtypes' numbers
 };
 
 // One table an instruction set; null where the library was built without it.

@@ -67,6 +67,7 @@ static int64_t project_rows(const Projection &projection, int64_t begin, int64_t
 }  // namespace NMFLOW_ISA
 }  // namespace nmflow
 
+#include "project_groups.hpp"
 #include "project_columns.hpp"
 #include "project_taps.hpp"
 
@@ -74,6 +75,7 @@ namespace nmflow {
 namespace NMFLOW_ISA {
 
 constexpr ProjectKernels kernels = {{project_rows<f32>, project_rows<bf16>, project_rows<f16>},
+                                    {project_groups<f32>, project_groups<bf16>, project_groups<f16>},
                                     {project_columns<f32>, project_columns<bf16>, project_columns<f16>},
                                     {project_taps<f32>, project_taps<bf16>, project_taps<f16>}};
 

@@ -5,6 +5,8 @@ The oracle sorts the magnitudes of one block at a time in float64, where every m
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -12,8 +14,15 @@ BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: 
 NAN, INF = float("nan"), float("inf")
 
 
-def survivors(w_RK: Tensor, n: int, m: int) -> Tensor:
-    """Φ by a stable descending sort of every block; a short last block is a block."""
+def survivors(w_RK: Tensor, n: int, m: int, v: int = 1) -> Tensor:
+    """Φ by a stable descending sort of every block; a short last block is a block.
+
+    Where v rows share their columns it is the one of their sums, added in float32, row by row, for all of them.
+    """
+    if v > 1:
+        groups = [functools.reduce(torch.add, rows.float().abs()) for rows in w_RK.split(v)]
+        chosen = [survivors(sums[None], n, m).expand(v, -1) for sums in groups]
+        return torch.cat([*chosen, torch.zeros(0, w_RK.shape[1], dtype=torch.bool)])[: len(w_RK)]
     blocks = w_RK.double().abs().split(m, dim=1)
     kept = [block.sort(dim=1, descending=True, stable=True).indices[:, :n] for block in blocks]
     pairs = zip(blocks, kept, strict=True)

@@ -137,8 +137,9 @@ void check_stream(const Case &c) {
     ++products;
 }
 
-// Float32 rows, columns or rows of a convolution; with ties, zeros of both signs and a NaN among the weights.
-void check_projection(const Case &c, bool columns, int64_t taps = 1) {
+// Float32 rows, columns or rows of a convolution, each for itself or several with the same columns; with ties, zeros of
+// both signs and a NaN among the weights.
+void check_projection(const Case &c, bool columns, int64_t taps = 1, int64_t shared = 1) {
     std::vector<float> w(c.rows * c.cols), effective(w.size(), NAN);
     for (float &f : w) {
         f = static_cast<float>(random_bits() % 9) - 4.0f;
@@ -148,7 +149,7 @@ void check_projection(const Case &c, bool columns, int64_t taps = 1) {
     const int64_t bytes = (c.cols + 7) / 8;
     std::vector<uint8_t> mask(w.size(), 1), bits(c.rows * bytes, 0xFF);
     nmflow_projection job = {};
-    job.rows = c.rows, job.cols = c.cols, job.n = c.n, job.m = c.m;
+    job.rows = c.rows, job.cols = c.cols, job.n = c.n, job.m = c.m, job.shared = shared;
     job.dtype = NMFLOW_F32, job.isa = c.isa, job.decay = 0.5f, job.columns = columns, job.taps = static_cast<int32_t>(taps);
     job.w = w.data(), job.mask = mask.data(), job.effective = effective.data(), job.bits = bits.data();
     job.w_stride = job.mask_stride = job.effective_stride = columns ? c.rows : c.cols;
@@ -159,15 +160,19 @@ void check_projection(const Case &c, bool columns, int64_t taps = 1) {
     const auto at = [&](int64_t r, int64_t k) {
         return columns ? k * c.rows + r : r * c.cols + k % channels * taps + k / channels;
     };
-    const auto size = [&](int64_t i) { return isnan(w[i]) ? INFINITY : fabsf(w[i]); };
     bool right = true;
-    for (int64_t r = 0; r < c.rows; ++r)
+    std::vector<float> sizes(c.cols);  // of the rows that choose together
+    for (int64_t r = 0; r < c.rows; ++r) {
+        for (int64_t k = 0; r % shared == 0 && k < c.cols; ++k) {
+            sizes[k] = 0;
+            for (int64_t row = r; row < r + shared && row < c.rows; ++row) sizes[k] += fabsf(w[at(row, k)]);
+            if (isnan(sizes[k])) sizes[k] = INFINITY;
+        }
         for (int64_t k = 0; k < c.cols; ++k) {
             const int64_t i = at(r, k), first = k / c.m * c.m, last = first + c.m < c.cols ? first + c.m : c.cols;
             int64_t before = 0;  // entries of the block that are kept rather than this one
             for (int64_t other = first; other < last; ++other) {
-                const float a = size(at(r, other)), b = size(i);
-                before += a > b || (a == b && other < k);
+                before += sizes[other] > sizes[k] || (sizes[other] == sizes[k] && other < k);
             }
             const bool keep = before < c.n;
             const float expected = keep ? w[i] : 0.5f * w[i];
@@ -175,6 +180,7 @@ void check_projection(const Case &c, bool columns, int64_t taps = 1) {
             right = right && mask[i] == keep && (bits[r * bytes + k / 8] >> (k % 8) & 1) == keep;
             right = right && (effective[i] == expected || (isnan(expected) && isnan(effective[i])));
         }
+    }
     if (!right || flips != pruned) fail(columns ? "projection of columns" : taps > 1 ? "projection of taps" : "projection", c);
     ++projections;
 }
@@ -203,6 +209,9 @@ int main() {
                 check_projection({70, cols, n, m, 0, 0, isa, 0, 0, 0}, true);
                 check_projection({7, 9 * cols, n, m, 0, 0, isa, 0, 0, 0}, false, 9);
                 check_projection({7, 49 * cols, n, m, 0, 0, isa, 0, 0, 0}, false, 49);
+                check_projection({70, cols, n, m, 0, 0, isa, 0, 0, 0}, false, 1, 12);
+                check_projection({70, cols, n, m, 0, 0, isa, 0, 0, 0}, true, 1, 16);
+                check_projection({7, 9 * cols, n, m, 0, 0, isa, 0, 0, 0}, false, 9, 3);
             }
         }
         printf("%s: %d products, %d projections\n", names[isa], products, projections);

@@ -46,7 +46,7 @@ def packed(mask_RK: Tensor) -> Tensor:
 def check(w_RK: Tensor, pattern: str, decay: float, isa: str = "auto", lie: str = "rows") -> None:
     """Projects into poisoned outputs and compares mask, flips, W~ and bits with the oracle. W lies as `lie` says."""
     form = Pattern.parse(pattern)
-    keep = survivors(w_RK, form.n, form.m)
+    keep = survivors(w_RK, form.n, form.m, form.v)
     before = torch.rand(w_RK.shape, generator=torch.Generator().manual_seed(1)) < 0.5
     mask, effective = lying(before, lie).clone(), lying(torch.full_like(w_RK, NAN), lie)
     bits = torch.full((len(w_RK), -(-w_RK.shape[1] // 8)), 0xA5, dtype=torch.uint8)
@@ -62,7 +62,7 @@ def check(w_RK: Tensor, pattern: str, decay: float, isa: str = "auto", lie: str 
 def check_convolution(w_RK: Tensor, taps: int, pattern: str, decay: float, isa: str = "auto") -> None:
     """The same for a convolution's weight, of which `w_RK` are the rows."""
     form = Pattern.parse(pattern)
-    keep = survivors(w_RK, form.n, form.m)
+    keep = survivors(w_RK, form.n, form.m, form.v)
     before = torch.rand(w_RK.shape, generator=torch.Generator().manual_seed(1)) < 0.5
     w, mask = convolution(w_RK, taps), convolution(before, taps)
     assert w.is_contiguous()
@@ -117,12 +117,43 @@ def test_it_is_the_stable_sort_of_convolutions(pattern: str, isa: str, dtype: to
             check_convolution(weights(kind, 3, taps * channels, dtype), taps, pattern, decay, isa)
 
 
+SHARED = ["1:4v2", "2:4v4", "1:8v64", "1:16v16", "4:16v8", "3:5v4", "16:128v32", "100:300v16", "6:6v8", "1:32v128"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("pattern", SHARED)
+def test_rows_that_share_their_columns_are_added_and_sorted(pattern: str, isa: str, dtype: torch.dtype) -> None:
+    m, v = Pattern.parse(pattern).m, Pattern.parse(pattern).v
+    for kind, decay, rows in [("random", 0.37, 2 * v), ("tied", 0.0, v + 3), ("special", 0.37, v // 2 + 1)]:
+        for axis in (16 * m if m <= 32 else 18 * m, 5 * m + m // 2 + 1):    # full vectors; a short last block
+            check(weights(kind, rows, axis, dtype), pattern, decay, isa)
+            if 64 % v == 0:
+                check(lying(weights(kind, rows, axis, dtype), "columns"), pattern, decay, isa, "columns")
+        check_convolution(weights(kind, rows, 9 * (m // 2 + 1), dtype), 9, pattern, decay, isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_sums_are_taken_in_float32_and_in_row_order(isa: str) -> None:
+    """All of half's numbers and pairs of them; then three that sum to the most only if the small ones come first."""
+    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.float16)
+    others = numbers[torch.randperm(2**16, generator=torch.Generator().manual_seed(0))]
+    for pair in (numbers, torch.zeros_like(numbers)), (numbers, others):
+        check(torch.stack(pair), "3:5v2", 0.0, isa)                         # denormals and others in one block
+    for lie in LIE:
+        w = torch.tensor([[1.0, 2.0**24], [1.0, 1.0], [2.0**24, 1.0]])      # 2**24 + 2 and, by two roundings, 2**24
+        mask = lying(torch.zeros(3, 2, dtype=torch.bool), lie)
+        project_native(lying(w, lie), Pattern(1, 2, 4), 0.0, "partial", mask, None, isa=isa)
+        assert mask.tolist() == [[True, False]] * 3
+
+
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(
     rows=st.integers(1, 9),
     channels=st.integers(1, 70),
     taps=st.integers(2, 50),
     nm=st.integers(1, 140).flatmap(lambda m: st.tuples(st.integers(1, m), st.just(m))),
+    v=st.just(1) | st.integers(2, 12),
     kind=st.sampled_from(["random", "tied", "special"]),
     dtype=st.sampled_from(DTYPES),
     decay=st.sampled_from([0.0, 0.37, 1.0]),
@@ -134,6 +165,7 @@ def test_any_convolution(
     channels: int,
     taps: int,
     nm: tuple[int, int],
+    v: int,
     kind: str,
     dtype: torch.dtype,
     decay: float,
@@ -141,7 +173,7 @@ def test_any_convolution(
     seed: int,
 ) -> None:
     w = weights(kind, rows, taps * channels, dtype, seed)
-    check_convolution(w, taps, f"{nm[0]}:{nm[1]}", decay, isa)
+    check_convolution(w, taps, f"{nm[0]}:{nm[1]}v{v}", decay, isa)
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
@@ -150,6 +182,7 @@ def test_any_convolution(
     rows=st.integers(1, 4) | st.integers(60, 140),
     axis=st.integers(1, 300),
     nm=st.integers(1, 140).flatmap(lambda m: st.tuples(st.integers(1, m), st.just(m))),
+    v=st.just(1) | st.sampled_from([2, 4, 8, 16, 32, 64]) | st.integers(2, 200),
     kind=st.sampled_from(["random", "tied", "special"]),
     dtype=st.sampled_from(DTYPES),
     decay=st.sampled_from([0.0, 0.37, 1.0]),
@@ -162,6 +195,7 @@ def test_any_shape_pattern_and_stride(
     rows: int,
     axis: int,
     nm: tuple[int, int],
+    v: int,
     kind: str,
     dtype: torch.dtype,
     decay: float,
@@ -169,11 +203,11 @@ def test_any_shape_pattern_and_stride(
     gap: int,
     seed: int,
 ) -> None:
-    if lie == "rows":
-        w = weights(kind, rows, axis + gap, dtype, seed)[:, gap // 2 : gap // 2 + axis]
+    if lie == "rows" or 64 % v:
+        lie, w = "rows", weights(kind, rows, axis + gap, dtype, seed)[:, gap // 2 : gap // 2 + axis]
     else:
         w = weights(kind, axis, rows + gap, dtype, seed)[:, gap // 2 : gap // 2 + rows].t()
-    check(w, f"{nm[0]}:{nm[1]}", decay, isa, lie)
+    check(w, f"{nm[0]}:{nm[1]}v{v}", decay, isa, lie)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -312,7 +346,7 @@ def test_outputs_that_leave_the_caches(isa: str, threads: int, lie: str) -> None
 
 
 @pytest.mark.parametrize("lie", LIE)
-@pytest.mark.parametrize("pattern", ["2:4", "3:7", "20:40"])
+@pytest.mark.parametrize("pattern", ["2:4", "3:7", "20:40", "2:4v16", "3:7v4"])
 def test_threads_share_the_rows(pattern: str, threads: int, lie: str) -> None:
     check(lying(weights("random", 190, 501, torch.float32), lie), pattern, 0.37, lie=lie)
 
@@ -320,7 +354,7 @@ def test_threads_share_the_rows(pattern: str, threads: int, lie: str) -> None:
 @pytest.mark.parametrize("lie", LIE)
 @pytest.mark.parametrize("isa", ISAS)
 def test_pieces_that_end_within_a_byte(isa: str, threads: int, lie: str) -> None:
-    for pattern in ("3:1001", "998:1001", "200:1001"):                      # blocks longer than what a word divides
+    for pattern in ("3:1001", "998:1001", "200:1001", "200:1001v8"):        # blocks longer than what a word divides
         check(lying(weights("random", 66, 2100, torch.float32), lie), pattern, 0.0, isa, lie)
 
 
@@ -381,9 +415,13 @@ def test_the_remainder_is_the_mask_functions() -> None:
     with pytest.raises(ValueError, match="9 entries, 4 does not divide it"):
         project_native(w, Pattern(2, 4), 0.0, "error", mask, effective)
     assert bool((effective == 7).all())
+    with pytest.raises(ValueError, match=r"1:3v4: the weight has 2 rows, 4 does not divide them"):
+        project_native(w, Pattern(1, 3, 4), 0.0, "error", mask, effective)
     assert project_native(w, Pattern(2, 4), 0.0, "skip", mask, effective) == 18
     assert bool(mask.all())
     assert torch.equal(effective, w)
+    assert project_native(w, Pattern(1, 3, 4), 0.0, "skip", mask, effective) == 0
+    assert bool(mask.all())
 
 
 def test_every_misfit_is_named_before_anything_is_written() -> None:
@@ -426,9 +464,11 @@ def test_why_not_answers_with_a_reason() -> None:
     assert why_not(device="cpu", dtype=torch.float16, m=128, strides=((64, 1), (99, 1))) is None
     assert why_not(strides=((1, 64), (1, 99))) is None
     assert why_not(m=8, v=1) is None
+    assert why_not(m=8, v=3, strides=((64, 1), (99, 1))) is None
+    assert why_not(m=8, v=32, strides=((1, 64), (1, 99))) is None
+    assert why_not(m=8, v=3, strides=((1, 64), (1, 99)))
     assert why_not(strides=((72, 9, 1), (99, 9, 1))) is None
     assert why_not(strides=((72, 9, 1), (80, 10, 1)))
-    assert why_not(v=2)
     for facts in ({"device": "cuda"}, {"dtype": torch.float64}, {"m": LARGEST_M + 1}, {"strides": ((1, 64), (64, 1))}):
         assert why_not(**facts)
 
@@ -451,8 +491,9 @@ def gpt2_conv1d() -> nn.Module:
     ],
     ids=["Conv1D of GPT-2", "Linear", "Conv2d", "Conv2d 1x1", "Conv2d channels last"],
 )
+@pytest.mark.parametrize("pattern", ["2:8", "2:8v2"])
 def test_the_sparsifier_projects_every_layout_by_the_native_kernel(
-    module: Callable[[], nn.Module], layout: str, monkeypatch: pytest.MonkeyPatch
+    module: Callable[[], nn.Module], layout: str, pattern: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(module())
@@ -463,7 +504,7 @@ def test_the_sparsifier_projects_every_layout_by_the_native_kernel(
         return project_native(w_RK, *arguments)
 
     monkeypatch.setattr(native_project, "project_native", spied)
-    sparsifier = Sparsifier(model, {"0.weight": "2:8"}, "ste", 4)
+    sparsifier = Sparsifier(model, {"0.weight": pattern}, "ste", 4)
     sparsifier.step()
     ((weight, effective),) = attached_weights(model).values()
     assert [slot.layout for slot in sparsifier.slots] == [layout]
@@ -471,7 +512,7 @@ def test_the_sparsifier_projects_every_layout_by_the_native_kernel(
     assert seen[-1].data_ptr() == weight.data_ptr()                         # W where it lies, not a copy
     w = to_rows(weight.detach(), layout)
     mask, expected = torch.zeros_like(w, dtype=torch.bool), torch.empty_like(w)
-    projection.project(w, Pattern(2, 8), 0.0, "error", mask, expected)
+    projection.project(w, Pattern.parse(pattern), 0.0, "error", mask, expected)
     assert torch.equal(to_rows(effective.mask, layout), mask)
     assert same_bits(to_rows(model[0].weight.detach(), layout), expected)
     assert 0 < int(mask.sum()) < mask.numel()
@@ -489,15 +530,16 @@ def test_slots_of_a_fused_weight_are_written_beside_each_other() -> None:
     assert torch.equal(effective, w * survivors(w, 1, 4))
 
 
-def test_rows_that_share_their_columns_are_left_to_plain_torch() -> None:
+def test_panels_that_cut_through_groups_are_left_to_plain_torch() -> None:
     """The registry is told, and whoever calls the native projection itself is refused."""
-    w = torch.randn(6, 16)
+    w = torch.randn(16, 6).t()
     pattern = Pattern(1, 8, 3)
-    mask, effective = torch.zeros(6, 16, dtype=torch.bool), torch.empty(6, 16)
-    with pytest.raises(ValueError, match="1:8v3: it chooses the columns of each row for itself"):
+    mask, effective = torch.zeros(16, 6, dtype=torch.bool).t(), torch.empty(16, 6).t()
+    with pytest.raises(ValueError, match="1:8v3: where rows lie next to each other, those that share columns must div"):
         project_native(w, pattern, 0.0, "error", mask, effective)
-    assert ops.select("project", device="cpu", dtype=w.dtype, m=8, v=1).name == "native"
-    assert ops.select("project", device="cpu", dtype=w.dtype, m=8, v=3).name == "reference"
+    facts = {"device": "cpu", "dtype": w.dtype, "m": 8, "strides": (w.stride(),) * 3}
+    assert ops.select("project", v=2, **facts).name == "native"
+    assert ops.select("project", v=3, **facts).name == "reference"
     flips = ops.project(w, pattern, 0.5, "error", mask, effective)
     assert torch.equal(mask, nm_mask(w, pattern))
     assert torch.equal(effective, torch.where(mask, w, 0.5 * w))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from ctypes import POINTER, byref, c_float, c_int32, c_int64, c_void_p
 from functools import cache
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,7 +21,9 @@ from nmflow.pattern import Pattern
 LARGEST_M = 32768
 """`NMFLOW_PROJECT_LARGEST_M` of native/project.h."""
 
-_ONE_ROW = "it chooses the columns of each row for itself, not for several together"
+PANEL_ROWS = 64
+"""`panel_rows` of native/project_kernel.hpp."""
+
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _ISAS = {"auto": -1, "portable": 0, "avx2": 1, "avx512": 2}
 _TROUBLE = {
@@ -34,7 +37,7 @@ class _Projection(ctypes.Structure):
     """`nmflow_projection` of native/project.h."""
 
     _fields_ = [
-        *((name, c_int64) for name in ("rows", "cols", "n", "m")),
+        *((name, c_int64) for name in ("rows", "cols", "n", "m", "shared")),
         *(("dtype", c_int32), ("isa", c_int32), ("decay", c_float), ("stream", c_int32), ("columns", c_int32)),
         ("taps", c_int32),
         *((name, c_void_p) for name in ("w", "mask", "effective", "cast", "bits")),
@@ -59,16 +62,22 @@ def why_not(**facts: object) -> str | None:
         return f"it takes float32, bfloat16 and float16, not {dtype}"
     if isinstance(m, int) and m > LARGEST_M:
         return f"blocks of {m} are longer than {LARGEST_M} entries"
-    if facts.get("v") not in (None, 1):
-        return _ONE_ROW
     if not isinstance(strides, tuple):
         return None
     if len(strides[0]) == 3:
         gapless = all(stride[2] == 1 and stride[1] == strides[0][1] for stride in strides)
         return None if gapless else "the taps of a channel must lie next to each other, in every tensor alike"
-    if not any(all(stride[dim] == 1 for stride in strides) for dim in (1, 0)):
+    if all(stride[1] == 1 for stride in strides):
+        return None
+    if not all(stride[0] == 1 for stride in strides):
         return "the entries of a row, or else the rows, must lie next to each other, in every tensor alike"
-    return None
+    return _why_not_panels(cast(int, facts.get("v", 1)))
+
+
+def _why_not_panels(v: int) -> str | None:
+    """Why V rows that are neighbours in memory cannot share their columns."""
+    fits = PANEL_ROWS % v == 0
+    return None if fits else f"where rows lie next to each other, those that share columns must divide {PANEL_ROWS}"
 
 
 def project_native(
@@ -87,7 +96,7 @@ def project_native(
         W~ = W ⊙ [Φ + D·(1 - Φ)],    D = `decay`
 
     W is [R, K], or [R, C, T]: the weight of a convolution as it is stored, whose entry (c, t) of a row counts as
-    number t·C + c of K = T·C.
+    number t·C + c of K = T·C. V rows that share their columns are summed as `nmflow.groups.summed` does.
 
     Bit for bit what `nmflow.ops.projection.project` writes (a NaN may have another payload where D scales it).
     `mask` is bool, `effective` of W's dtype and may be W itself, `cast` takes W~ rounded to bfloat16 for a
@@ -97,22 +106,23 @@ def project_native(
     convolution the entries of a row lie without a gap.
     `isa` names an instruction set, for tests and benchmarks.
 
-    Raises `ValueError` on tensors that do not fit and where M does not divide K under `remainder="error"`, both
-    before anything is written, and `RuntimeError` where the library is missing or cannot do it.
+    Raises `ValueError` on tensors that do not fit and, under `remainder="error"`, where M does not divide K or V the
+    rows, before anything is written, and `RuntimeError` where the library is missing or cannot do it.
     Source: Bambhaniya et al. 2025, section 3.
     """
     outputs = {"mask": mask, "effective": effective, "cast": cast, "bits": bits_RB}
     columns = _check(w, pattern, outputs)
     library = _library()
     num_rows, axis = w.shape[0], w.shape[1:].numel()
-    if axis % pattern.m and remainder != "partial":
-        rows_mask(w.new_empty(0, axis), pattern, remainder)  # raises where the remainder is refused
+    if (axis % pattern.m or num_rows % pattern.v) and remainder != "partial":
+        rows_mask(torch.empty(num_rows, axis, device="meta"), pattern, remainder)  # raises where it is refused
         pattern = Pattern.dense()
     job = _Projection(
         rows=num_rows,
         cols=axis,
         n=1 if pattern.is_dense else pattern.n,
         m=1 if pattern.is_dense else pattern.m,
+        shared=1 if pattern.is_dense else pattern.v,
         dtype=_DTYPES[w.dtype],
         isa=_ISAS[isa],
         decay=decay,
@@ -150,8 +160,6 @@ def _check(w: Tensor, pattern: Pattern, outputs: dict[str, Tensor | None]) -> bo
         wrong.append(f"cast is for a float32 w, not for {w.dtype}")
     if pattern.m > LARGEST_M and not pattern.is_dense:
         wrong.append(f"{pattern}: blocks are longer than {LARGEST_M} entries")
-    if pattern.v != 1:
-        wrong.append(f"{pattern}: {_ONE_ROW}")
     for name, tensor in given.items():
         packed = (w.shape[0], -(-w.shape[1:].numel() // 8)) if name == "bits" and w.dim() else None
         if tensor.device.type != "cpu" or tensor.layout != torch.strided:
@@ -184,6 +192,8 @@ def _check(w: Tensor, pattern: Pattern, outputs: dict[str, Tensor | None]) -> bo
         ]
     else:
         wrong += [_overlap(name, tensor, columns) for name, tensor in given.items() if name != "w"]
+    if columns and (reason := _why_not_panels(pattern.v)):
+        wrong.append(f"{pattern}: {reason}")
     if bits is not None:
         wrong += [_overlap("bits", bits, False) if _adjacent(bits, 1) else "bits: the bytes of a row lie apart"]
     if any(wrong):
