@@ -44,7 +44,8 @@ typedef struct nmflow_projection {
 } nmflow_projection;
 
 /* flips: entries of the mask that differ from what it held before (0 without a mask). Serial where `parallel` is null.
-   NMFLOW_BAD_ARGUMENT, and nothing written, unless 1 <= n <= m <= NMFLOW_PROJECT_LARGEST_M, 1 <= shared and rows do not overlap.
+   NMFLOW_BAD_ARGUMENT, and nothing written, unless 1 <= n <= m <= NMFLOW_PROJECT_LARGEST_M, 1 <= shared and rows do not
+   overlap.
    NMFLOW_NO_MEMORY: no scratch memory, which all but rows for themselves need; the outputs are undefined. */
 NMFLOW_API int32_t nmflow_project(const nmflow_projection *projection, nmflow_parallel_for parallel, int64_t *flips);
 

@@ -345,6 +345,11 @@ def test_outputs_that_leave_the_caches(isa: str, threads: int, lie: str) -> None
     assert project_native(w, Pattern(2, 8), 0.5, "error", mask, effective, isa=isa) == 0
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_large_weights_whose_rows_share_their_columns(isa: str) -> None:
+    check(weights("random", 320, 12288, torch.float32), "2:8v64", 0.37, isa)  # streamed
+
+
 @pytest.mark.parametrize("lie", LIE)
 @pytest.mark.parametrize("pattern", ["2:4", "3:7", "20:40", "2:4v16", "3:7v4"])
 def test_threads_share_the_rows(pattern: str, threads: int, lie: str) -> None:
