@@ -372,13 +372,14 @@ def test_a_bfloat16_copy(isa: str, lie: str) -> None:
     assert same_bits(cast, effective.bfloat16())
 
 
+@pytest.mark.parametrize("v", [1, 16])
 @pytest.mark.parametrize("lie", LIE)
 @pytest.mark.parametrize("isa", ISAS)
-def test_the_weight_may_be_its_own_output(isa: str, lie: str) -> None:
+def test_the_weight_may_be_its_own_output(isa: str, lie: str, v: int) -> None:
     w = lying(weights("random", 70, 500, torch.float32), lie)
-    expected = w * survivors(w, 4, 16)
+    expected = w * survivors(w, 4, 16, v)
     mask = torch.zeros_like(w, dtype=torch.bool)
-    project_native(w, Pattern(4, 16), 0.0, "partial", mask, w, isa=isa)
+    project_native(w, Pattern(4, 16, v), 0.0, "partial", mask, w, isa=isa)
     assert torch.equal(w, expected)
 
 
