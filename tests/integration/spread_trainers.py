@@ -184,13 +184,13 @@ def check_trainer_resumes() -> None:
     """Killed after five steps, gone on from the third; checkpoints in one file and in parts, masks that are kept."""
     from nmflow.integrations.transformers import sparsify
 
-    def run(folder: Path, recipe: Any, kept: dict[str, Any], dies: int = 0, resume: bool = False) -> dict[str, Tensor]:
+    def run(folder: Path, recipe: Any, kept: dict[str, Any], dies: int = 0, resume: bool = False) -> Any:
         trainer = spread_trainer(
             folder, bert(0.1), max_steps=7, save_strategy="steps", save_steps=3, callbacks=[dying_trainer(dies)], **kept
         )
-        sparsify(trainer, BERT, recipe)
+        callback = sparsify(trainer, BERT, recipe, probe_every=2)
         trainer.train(resume_from_checkpoint=resume)
-        return whole(trainer.model)
+        return whole(trainer.model), callback.noise
 
     for recipe, kept in (
         ("mdgf-exponential", {}),
@@ -200,10 +200,12 @@ def check_trainer_resumes() -> None:
     ):
         for folder in (OUT / "uncut", OUT / "cut"):
             clear(folder)
-        expected = run(OUT / "uncut", recipe, kept)
+        expected, noise = run(OUT / "uncut", recipe, kept)
         with pytest.raises(PowerCutError):
             run(OUT / "cut", recipe, kept, dies=5)
-        assert_alike(run(OUT / "cut", recipe, kept, resume=True), expected, 0.0)
+        resumed, again = run(OUT / "cut", recipe, kept, resume=True)
+        assert_alike(resumed, expected, 0.0)
+        assert again == noise
 
 
 def check_parts() -> None:
@@ -329,21 +331,23 @@ def fit(folder: Path, plan: dict[str, Any] | None, dies: int = 0, resume: str = 
 
 def check_lightning_resumes() -> None:
     """Killed after five steps, gone on from the third; where nothing is left; what does not fit is refused."""
-    sparser = {"recipe": "mdgf-exponential", "mask_every": 2}
+    sparser = {"recipe": "mdgf-exponential", "mask_every": 2, "probe_every": 2}
     for plan, kept in (
         (sparser, {"keeps": "copies"}),
-        ({"recipe": "idp"}, {"keeps": "parts"}),
+        ({"recipe": "idp", "probe_every": 2}, {"keeps": "parts"}),
         (sparser, {"keeps": "one file"}),
     ):
         for name in ("uncut", "cut", "dense"):
             clear(OUT / name)
-        expected, _, trainer = fit(OUT / "uncut", plan, **kept)
+        expected, uncut, trainer = fit(OUT / "uncut", plan, **kept)
         trainer.save_checkpoint(OUT / "uncut" / "ended.ckpt")
         with pytest.raises(PowerCutError):
             fit(OUT / "cut", plan, dies=5, **kept)
         found, callback, _ = fit(OUT / "cut", plan, resume="step=3.ckpt", **kept)
         assert_alike(found, expected, 0.0)
         assert callback.report.step == 7
+        assert callback.noise == uncut.noise
+        assert callback.noise.step == 6
         with pytest.raises(ValueError, match="written after the weights were cut"):
             fit(OUT / "uncut", plan, resume="ended.ckpt", steps=9, **kept)
         with pytest.raises(ValueError, match="total_steps: the state has 7, this run 9"):

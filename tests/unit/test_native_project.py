@@ -473,6 +473,7 @@ def test_why_not_answers_with_a_reason() -> None:
     assert why_not(m=8, v=3, strides=((64, 1), (99, 1))) is None
     assert why_not(m=8, v=32, strides=((1, 64), (1, 99))) is None
     assert why_not(m=8, v=3, strides=((1, 64), (1, 99)))
+    assert why_not(m=8, v=None, strides=((1, 64), (1, 99))) is None
     assert why_not(strides=((72, 9, 1), (99, 9, 1))) is None
     assert why_not(strides=((72, 9, 1), (80, 10, 1)))
     for facts in ({"device": "cuda"}, {"dtype": torch.float64}, {"m": LARGEST_M + 1}, {"strides": ((1, 64), (64, 1))}):

@@ -71,7 +71,7 @@ def why_not(**facts: object) -> str | None:
         return None
     if not all(stride[0] == 1 for stride in strides):
         return "the entries of a row, or else the rows, must lie next to each other, in every tensor alike"
-    return _why_not_panels(cast(int, facts.get("v", 1)))
+    return _why_not_panels(cast("int | None", facts.get("v")) or 1)
 
 
 def _why_not_panels(v: int) -> str | None:
