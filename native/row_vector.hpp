@@ -5,6 +5,8 @@
 //       for a slot of the chunk:  sum[rows][token] += value[rows] * x[index[rows]]
 //   sums + bias, activation -> y
 //
+// One token at a time has a loop of its own (`OneToken`): one vector of rows after another, in the order of memory.
+//
 // Packed weight: values float [row vectors][slots][lanes], index the column within the chunk; a chunk is the most
 // whole blocks of m that a permutation reaches, its slots the kept weights of that many columns. Rows that fill up the
 // last vector have value 0 and index 0. Blocks too wide for a permutation are gathered from memory.
@@ -54,9 +56,10 @@ struct OfVector {
         : values(l.kept * lanes), words(div_up(l.kept, 32 / l.index_bits) * lanes) {}
 };
 
+// Columns from `k` on, where a word begins.
 template <class From, int Rows, int Tokens>
 static void rv_tile(const nmflow_layout &l, OfVector each, const float *values, const uint32_t *words, const float *x,
-                    int64_t x_stride, V *sums) {
+                    int64_t x_stride, V *sums, int64_t k = 0) {
     const int64_t slots = kept_in(l.chunk, l.n, l.m);
     const int64_t reach = From::cost ? From::cost * lanes : l.chunk;
     V sum[Rows][Tokens];
@@ -82,7 +85,6 @@ static void rv_tile(const nmflow_layout &l, OfVector each, const float *values, 
         }
     };
     From chunk[Tokens];
-    int64_t k = 0;
     for (; k + reach <= l.cols && k + l.chunk <= l.cols; k += l.chunk) {
         for (int t = 0; t < Tokens; ++t) chunk[t].read(x + t * x_stride + k);
         step(chunk, slots);
@@ -96,7 +98,54 @@ static void rv_tile(const nmflow_layout &l, OfVector each, const float *values, 
         for (int t = 0; t < Tokens; ++t) sums[r * Tokens + t] = sum[r][t];
 }
 
-using RvTile = void (*)(const nmflow_layout &, OfVector, const float *, const uint32_t *, const float *, int64_t, V *);
+// One token. The weight's bytes are the time, and memory is fastest where it is read from one end to the other. The chunk
+// a slot lies in comes from a table, so that a word's slots are one straight piece of code whatever the pattern is: words
+// and chunks begin together again after `words` of them and `width` columns, a cycle.
+template <class From>
+class OneToken {
+    static constexpr int per_word = 32 / From::bits;
+    static constexpr int64_t reach = From::cost * lanes;
+    static constexpr int64_t ahead = 64;  // slots; a page of 4 KiB where no hardware prefetcher crosses into the next
+    const nmflow_layout &l;
+    const OfVector each;
+    int64_t words, width;
+    int32_t column[reach * per_word];  // of the chunk of every slot of a cycle
+
+   public:
+    explicit OneToken(const nmflow_layout &layout) : l(layout), each(layout) {
+        const int64_t slots = kept_in(l.chunk, l.n, l.m);
+        for (words = 1; words * per_word % slots;) ++words;
+        width = words * per_word / slots * l.chunk;
+        for (int64_t i = 0; i < words * per_word; ++i) column[i] = static_cast<int32_t>(i / slots * l.chunk);
+    }
+
+    inline V sum(const float *values, const uint32_t *word, const float *x) const {
+        V even = broadcast(0.0f), odd = even;
+        int64_t k = 0;
+        for (; k + width - l.chunk + reach <= l.cols; k += width)  // what a whole load would overrun is left
+            for (const int32_t *at = column; at < column + words * per_word; at += per_word) {
+                I index = load(word);
+                __builtin_prefetch(word + ahead / per_word * lanes);
+                for (int s = 0; s < per_word; ++s) {
+                    From chunk;
+                    chunk.read(x + k + at[s]);
+                    V &sum = s % 2 ? odd : even;  // two chains: a multiply-add takes longer than its weight's arrival
+                    sum = fma(load(values + s * lanes), chunk[index], sum);
+                    index >>= From::bits;
+                    __builtin_prefetch(values + (ahead + s) * lanes);
+                }
+                values += per_word * lanes;
+                word += lanes;
+            }
+        if (k >= l.cols) return even + odd;
+        V rest;
+        rv_tile<From, 1, 1>(l, each, values, word, x, 0, &rest, k);
+        return even + odd + rest;
+    }
+};
+
+using RvTile = void (*)(const nmflow_layout &, OfVector, const float *, const uint32_t *, const float *, int64_t, V *,
+                        int64_t);
 
 constexpr int rv_most_rows = 4, rv_most_tokens = 8;
 
@@ -123,16 +172,44 @@ static RvTile rv_tile_of(int rows, int tokens) {
     return rv_tile_of<From, 1>(tokens, Upto());
 }
 
+// Sums of `rows` row vectors and `tokens` tokens -> y.
+static void rv_put(const Job &job, int64_t vector, int rows, int64_t token, int tokens, V *sums) {
+    const nmflow_layout &l = job.weight->layout;
+    for (int r = 0; job.bias && r < rows; ++r) {
+        const int64_t row = (vector + r) * lanes;
+        const V add = load_first(static_cast<const float *>(job.bias) + row, least(lanes, l.rows - row));
+        for (int t = 0; t < tokens; ++t) sums[r * tokens + t] += add;
+    }
+    if (job.weight->activation) activate(sums, rows * tokens, job.weight->activation);
+    for (int r = 0; r < rows; ++r) {
+        const int64_t row = (vector + r) * lanes, width = least(lanes, l.rows - row);
+        for (int t = 0; t < tokens; ++t) {
+            float *to = static_cast<float *>(job.y) + (token + t) * job.y_stride + row;
+            if (width == lanes)
+                store(to, sums[r * tokens + t]);
+            else
+                store_first(to, sums[r * tokens + t], width);
+        }
+    }
+}
+
 // Row vectors [begin, end), all tokens.
 template <class From>
 static void rv_run(const Job &job, int64_t begin, int64_t end) {
     const nmflow_weight &w = *job.weight;
-    const nmflow_layout &l = w.layout;
-    const OfVector each(l);
-    const float *x = static_cast<const float *>(job.x);
-    const float *bias = static_cast<const float *>(job.bias);
-    float *y = static_cast<float *>(job.y);
+    const OfVector each(w.layout);
+    const float *x = static_cast<const float *>(job.x), *values = static_cast<const float *>(w.values);
+    const uint32_t *words = static_cast<const uint32_t *>(w.index);
     V sums[rv_most_rows * rv_most_tokens];
+    if constexpr (From::cost > 0)
+        if (job.tokens == 1 && w.tile_rows == 1) {
+            const OneToken<From> one(w.layout);
+            for (int64_t vector = begin; vector < end; ++vector) {
+                sums[0] = one.sum(values + vector * each.values, words + vector * each.words, x);
+                rv_put(job, vector, 1, 0, 1, sums);
+            }
+            return;
+        }
     for (int64_t vector = begin; vector < end;) {
         int rows = w.tile_rows >= 4 ? 4 : w.tile_rows >= 2 ? 2 : 1;
         while (rows > end - vector) rows /= 2;
@@ -142,27 +219,9 @@ static void rv_run(const Job &job, int64_t begin, int64_t end) {
         for (int64_t tile = 0; tile < tiles; ++tile) {
             const int64_t token = job.tokens * tile / tiles;
             const int tokens = static_cast<int>(job.tokens * (tile + 1) / tiles - token);
-            rv_tile_of<From>(rows, tokens)(l, each, static_cast<const float *>(w.values) + vector * each.values,
-                                           static_cast<const uint32_t *>(w.index) + vector * each.words,
-                                           x + token * job.x_stride, job.x_stride, sums);
-            for (int r = 0; r < rows; ++r) {
-                const int64_t row = (vector + r) * lanes, width = least(lanes, l.rows - row);
-                if (bias) {
-                    const V add = load_first(bias + row, width);
-                    for (int t = 0; t < tokens; ++t) sums[r * tokens + t] += add;
-                }
-            }
-            if (w.activation) activate(sums, rows * tokens, w.activation);
-            for (int r = 0; r < rows; ++r) {
-                const int64_t row = (vector + r) * lanes, width = least(lanes, l.rows - row);
-                for (int t = 0; t < tokens; ++t) {
-                    float *to = y + (token + t) * job.y_stride + row;
-                    if (width == lanes)
-                        store(to, sums[r * tokens + t]);
-                    else
-                        store_first(to, sums[r * tokens + t], width);
-                }
-            }
+            rv_tile_of<From>(rows, tokens)(w.layout, each, values + vector * each.values, words + vector * each.words,
+                                           x + token * job.x_stride, job.x_stride, sums, 0);
+            rv_put(job, vector, rows, token, tokens, sums);
         }
         vector += rows;
     }

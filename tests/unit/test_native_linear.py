@@ -115,6 +115,24 @@ def test_every_tiling_agrees_with_the_dense_product(isa: str, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("isa", HERE)
+@pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 7, 8, 12, 16, 24, 32, 64, 100, 128])
+def test_one_token_row_by_row(isa: str, m: int) -> None:
+    """However the kept weights of a chunk fall into words of indices: whole cycles of them, parts of one, a tail."""
+    for i, n in enumerate(sorted({1, min(2, m), min(3, m), m // 2 or 1, m - 1 or 1, m})):
+        for rows, axis in ((37, 3 * m), (16, 131), (5, 48 * m + 7), (33, 1024)):
+            values, offsets, dense = weight(rows, axis, n, m, torch.float32, i)
+            packed = native.prepare(values, offsets, rows, axis, n, m, isa=isa)
+            if not packed.forms.rv_reach():
+                pytest.skip(f"{isa} has no row-vector kernel")
+            choose(packed, 1, Tiling("rv", 0, 1, 1))
+            wide = torch.cat([torch.randn(axis), torch.full((5 * (i % 2),), math.nan)])  # or nothing, for sanitizers
+            y, bias = poisoned(rows + 3, dtype=torch.float32), torch.randn(rows)
+            native.linear(wide[:axis], packed, bias, out=y[:rows])
+            assert gap(y[:rows], dense @ wide[:axis].double() + bias.double()) <= 1e-5, (rows, axis, n)
+            assert y[rows:].isnan().all()
+
+
+@pytest.mark.parametrize("isa", HERE)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("split", ["rows", "tokens"])
 def test_sums_that_stay_in_registers(isa: str, dtype: torch.dtype, split: Split, threads: int) -> None:

@@ -161,7 +161,8 @@ def default_tiling(key: Key, rv_reach: int) -> Tiling:
     tokens = 1 << key.bucket
     split: Split = "tokens" if tokens >= 64 * key.threads else "rows"
     if rv_reach and tokens == 1:
-        return Tiling("rv", 0, 1, 4)
+        one_by_one = key.dtype == "float32" and key.m <= min(rv_reach, _RV_REACH)
+        return Tiling("rv", 0, 1, 1 if one_by_one else 4)
     most = rv_reach if key.dtype == "bfloat16" else min(rv_reach, _RV_REACH) if tokens <= 32 else 0
     if key.m <= most:
         return Tiling("rv", 0, 8, 2, split)
@@ -183,7 +184,7 @@ def candidates(key: Key, rv_reach: int) -> list[Tiling]:
     tokens = 1 << key.bucket
     found = [default_tiling(key, rv_reach)]
     if rv_reach and tokens > 1 and key.m <= max(rv_reach, 32 if tokens <= 16 else 0):
-        # One token has one choice: in caches fewer rows are as good, but from memory four streams at once are faster.
+        # One token has one choice: from memory, which is what counts there, nothing else was faster.
         splits: tuple[Split, ...] = ("rows", "tokens") if tokens >= 64 else ("rows",)
         found += [Tiling("rv", 0, each, rows, split) for rows, each in ((4, 5), (2, 8), (2, 7)) for split in splits]
     if tokens >= 8:
