@@ -99,9 +99,11 @@ def test_a_bound_call_takes_the_way_of_the_plan_and_forgets_it_with_the_plan(mon
     ran: list[str] = []
     real = linear.multiply
     monkeypatch.setattr(linear, "multiply", lambda way, *a: (ran.append(way.kernel), real(way, *a))[1])
-    bound = BoundOnGpu(Weight(values, offsets, (20, 32), 1, 4))
-    assert bound.holds(values, offsets)
-    assert not bound.holds(values.clone(), offsets)
+    buffers: dict[str, torch.Tensor | None] = {"values": values, "offsets": offsets}
+    bound = BoundOnGpu(buffers, (20, 32), 1, 4)
+    assert bound.holds()
+    buffers["values"] = values.clone()
+    assert not bound.holds()
     x, bias = whole_numbers(3, 32), whole_numbers(20)
     for way in (DENSE, GATHER, DENSE):
         linear.plan.note(key(), {way: 1.0})
@@ -114,7 +116,7 @@ def test_a_bound_call_takes_the_way_of_the_plan_and_forgets_it_with_the_plan(mon
 
 def test_a_bound_call_leaves_to_the_registry_what_is_not_plain_inference() -> None:
     values, offsets, _ = weight()
-    bound = BoundOnGpu(Weight(values, offsets, (20, 32), 1, 4))
+    bound = BoundOnGpu({"values": values, "offsets": offsets}, (20, 32), 1, 4)
     x = torch.ones(3, 32, device=DEVICE)
     assert bound(x, None) is not None
     assert bound(x.double(), None) is None

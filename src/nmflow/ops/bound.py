@@ -5,7 +5,8 @@ Shape suffixes: R rows (outputs), S stored entries of a row, G groups of V rows 
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from collections.abc import Mapping
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,13 +21,20 @@ _MOST_REMEMBERED = 256
 """Shapes of x; a process that sees more of them (texts of every length) starts to remember anew."""
 
 
-class _Ready(NamedTuple):
-    """What of a call follows from the shape of x."""
+class _Asked:
+    """What of a call follows from the shape of x, the threads and the activation alone.
 
-    address: int
-    tokens: int
-    out_shape: tuple[int, ...]
-    call: object  # keeps what lies at the address
+    One object for all weights of one shape: between two calls of a layer the weights of all others pass through the
+    caches, and what is a layer's own has to come from memory again, a line at a time.
+    """
+
+    __slots__ = ("axis", "out_shape", "rows", "tokens")
+
+    def __init__(self, lead: torch.Size, rows: int, axis: int) -> None:
+        self.tokens, self.rows, self.axis, self.out_shape = lead.numel(), rows, axis, (*lead, rows)
+
+
+_ASKED: dict[tuple[int, int], dict[tuple[torch.Size, int, str | None], _Asked]] = {}
 
 
 class BoundOnCpu:
@@ -36,65 +44,94 @@ class BoundOnCpu:
     forgotten where the plan changes. Calls bypass torch's dispatcher, so they are for eager inference alone.
     """
 
-    def __init__(
-        self, values_RS: Tensor, offsets_GS: Tensor, shape: tuple[int, int], n: int, m: int, v: int = 1
-    ) -> None:
-        self.values_RS, self.offsets_GS = values_RS, offsets_GS
-        self.shape, self.n, self.m, self.v, self.dtype = shape, n, m, v, values_RS.dtype
-        self._versions = versions(values_RS, offsets_GS)
-        self._ready: dict[tuple[torch.Size, int, str | None], _Ready | None] = {}
-        self._plan_changes = native.plan.changes
-        self._native = None if native_library.why_not() else native_library.loaded()
+    __slots__ = (  # instead of a dictionary, which is three more places in memory
+        *("_buffers", "_values", "_offsets", "_versions", "_counted", "_dtype"),
+        *("_handle", "_parallel_for", "_plan_changes", "_asked", "_last", "_calls", "_weight"),
+    )
 
-    def holds(self, values_RS: Tensor, offsets_GS: Tensor) -> bool:
-        """Whether this is bound to these tensors as they are now."""
-        return (
-            values_RS is self.values_RS
-            and offsets_GS is self.offsets_GS
-            and versions(values_RS, offsets_GS) == self._versions
-        )
+    def __init__(
+        self, buffers: Mapping[str, Tensor | None], shape: tuple[int, int], n: int, m: int, v: int = 1
+    ) -> None:
+        self._buffers = buffers
+        self._values, self._offsets = _both(buffers)
+        self._versions = versions(self._values, self._offsets)
+        self._counted = -1 not in self._versions
+        self._dtype = self._values.dtype
+        self._weight = shape, n, m, v
+        self._asked = _ASKED.setdefault(shape, {})
+        self._calls: dict[_Asked, native.Call | None] = {}
+        self._last: tuple[_Asked | None, native.Call | None] = (None, None)
+        self._plan_changes = native.plan.changes
+        missing = native_library.why_not()
+        self._handle = None if missing else native_library.loaded().handle
+        self._parallel_for = None if missing else native_library.loaded().parallel_for
+
+    def holds(self) -> bool:
+        """Whether the buffers still hold the tensors this is bound to, as they were."""
+        buffers, values, offsets = self._buffers, self._values, self._offsets
+        if buffers["values"] is not values or buffers["offsets"] is not offsets:
+            return False
+        return not self._counted or (values._version, offsets._version) == self._versions
 
     def __call__(self, x: Tensor, bias: Tensor | None, activation: Activation | None = None) -> Tensor | None:
-        """y = act(x W^T + b); None where the registry must be asked: gradients, autocast, strided x, dense faster."""
-        if self._native is None or not x.is_cpu or not x.is_contiguous():
+        """y = act(x W^T + b); None where the registry must be asked: gradients, autocast, strided x, dense faster, and
+        where it no longer holds."""
+        if self._handle is None or not x.is_cpu or not x.is_contiguous() or not self.holds():
             return None
-        if not _plain_inference(x, bias, self.dtype, "cpu"):
+        if not _plain_inference(x, bias, self._dtype, "cpu"):
             return None
-        if bias is not None and not self._takes(bias):
+        last, call = self._last
+        asked = self._asked.get((x.shape, torch.get_num_threads(), activation))
+        if asked is None or asked is not last or self._plan_changes != native.plan.changes:
+            asked, call = self._last = self._find(x, bias, activation)
+        if call is None or (bias is not None and not _takes(bias, asked.rows)):
             return None
-        if self._plan_changes != native.plan.changes or len(self._ready) > _MOST_REMEMBERED:
-            self._ready.clear()
-            self._plan_changes = native.plan.changes
-        key = x.shape, torch.get_num_threads(), activation
-        try:
-            ready = self._ready[key]
-        except KeyError:
-            ready = self._ready[key] = self._decide(x, bias, activation)
-        if ready is None:
-            return None
-        y = x.new_empty(ready.out_shape)
-        status = self._native.handle.nmflow_linear(
-            ready.address,
+        y = x.new_empty(asked.out_shape)
+        status = self._handle.nmflow_linear(
+            call.address,
             x.data_ptr(),
-            self.shape[1],
+            asked.axis,
             None if bias is None else bias.data_ptr(),
             y.data_ptr(),
-            self.shape[0],
-            ready.tokens,
-            self._native.parallel_for,
+            asked.rows,
+            asked.tokens,
+            self._parallel_for,
         )
         if status:
-            native_library.checked(status, f"the product of {ready.tokens} tokens with a weight {self.shape}")
+            shape = asked.rows, asked.axis
+            native_library.checked(status, f"the product of {asked.tokens} tokens with a weight {shape}")
         return y
 
-    def _takes(self, bias: Tensor) -> bool:
-        return bias.numel() == self.shape[0] and bias.is_cpu and bias.is_contiguous()
+    def _find(self, x: Tensor, bias: Tensor | None, activation: Activation | None) -> tuple[_Asked, native.Call | None]:
+        """What is asked, and the call; None where the product is not the native one."""
+        if self._plan_changes != native.plan.changes or len(self._calls) > _MOST_REMEMBERED:
+            self._calls.clear()
+            self._plan_changes = native.plan.changes
+        if len(self._asked) > _MOST_REMEMBERED:
+            self._asked.clear()
+        (rows, axis), *_ = self._weight
+        key = x.shape, torch.get_num_threads(), activation
+        asked = self._asked.get(key) or self._asked.setdefault(key, _Asked(x.shape[:-1], rows, axis))
+        if asked not in self._calls:
+            self._calls[asked] = self._decide(x, bias, activation)
+        return asked, self._calls[asked]
 
-    def _decide(self, x: Tensor, bias: Tensor | None, activation: Activation | None) -> _Ready | None:
-        if select_linear(x, self.values_RS, self.shape, self.n, self.m, bias, self.v).name != "native":
+    def _decide(self, x: Tensor, bias: Tensor | None, activation: Activation | None) -> native.Call | None:
+        shape, n, m, v = self._weight
+        if select_linear(x, self._values, shape, n, m, bias, v).name != "native":
             return None
-        call = native.call_for(x, self.values_RS, self.offsets_GS, bias, self.shape, self.n, self.m, activation, self.v)
-        return _Ready(call.address, x.shape[:-1].numel(), (*x.shape[:-1], self.shape[0]), call)
+        return native.call_for(x, self._values, self._offsets, bias, shape, n, m, activation, v)
+
+
+def _takes(bias: Tensor, rows: int) -> bool:
+    return bias.numel() == rows and bias.is_cpu and bias.is_contiguous()
+
+
+def _both(buffers: Mapping[str, Tensor | None]) -> tuple[Tensor, Tensor]:
+    values, offsets = buffers["values"], buffers["offsets"]
+    assert values is not None
+    assert offsets is not None
+    return values, offsets
 
 
 class BoundOnGpu:
@@ -104,14 +141,18 @@ class BoundOnGpu:
     forgotten where the plan changes.
     """
 
-    def __init__(self, weight: gpu.Weight) -> None:
-        self.weight = weight
+    def __init__(
+        self, buffers: Mapping[str, Tensor | None], shape: tuple[int, int], n: int, m: int, v: int = 1
+    ) -> None:
+        self._buffers = buffers
+        self.weight = gpu.Weight(*_both(buffers), shape, n, m, v)
         self._ways: dict[tuple[torch.Size, bool], Way] = {}
         self._plan: object = None
 
-    def holds(self, values_RS: Tensor, offsets_GS: Tensor) -> bool:
-        """Whether this is bound to these tensors; forms derived from them look for changes themselves."""
-        return values_RS is self.weight.values and offsets_GS is self.weight.offsets
+    def holds(self) -> bool:
+        """Whether the buffers still hold the tensors this is bound to; forms derived from them look for changes
+        themselves."""
+        return self._buffers["values"] is self.weight.values and self._buffers["offsets"] is self.weight.offsets
 
     def __call__(self, x: Tensor, bias: Tensor | None, activation: Activation | None = None) -> Tensor | None:
         """y = act(x W^T + b); None where the registry must be asked: gradients, autocast, another device or dtype."""
@@ -143,8 +184,6 @@ def _plain_inference(x: Tensor, bias: Tensor | None, dtype: torch.dtype, device:
 Bound: TypeAlias = BoundOnCpu | BoundOnGpu
 
 
-def bind(values_RS: Tensor, offsets_GS: Tensor, shape: tuple[int, int], n: int, m: int, v: int = 1) -> Bound:
-    """The product with this weight, for the device that it lies on."""
-    if values_RS.is_cuda:
-        return BoundOnGpu(gpu.Weight(values_RS, offsets_GS, shape, n, m, v))
-    return BoundOnCpu(values_RS, offsets_GS, shape, n, m, v)
+def bind(buffers: Mapping[str, Tensor | None], shape: tuple[int, int], n: int, m: int, v: int = 1) -> Bound:
+    """The product with the weight in `buffers` ("values" [R, S], "offsets" [G, S]), for the device that it lies on."""
+    return (BoundOnGpu if _both(buffers)[0].is_cuda else BoundOnCpu)(buffers, shape, n, m, v)

@@ -44,8 +44,8 @@ class _Packed:
     index: Tensor
 
 
-@dataclass(frozen=True)
-class _Call:
+@dataclass(frozen=True, slots=True)
+class Call:
     """Everything of a call but the tensors that change. The packed ones are held so that their addresses stay good."""
 
     address: int
@@ -63,7 +63,7 @@ class _Forms:
         self.shape, self.n, self.m, self.v, self.isa, self.dtype = shape, n, m, v, isa, values_RS.dtype
         self.versions = versions(values_RS, offsets_GS)
         self.packed: dict[tuple[str, int], _Packed] = {}
-        self.calls: dict[tuple[object, ...], _Call] = {}
+        self.calls: dict[tuple[object, ...], Call] = {}
 
     def key(self, tokens: int, threads: int) -> Key:
         dtype = str(self.values_RS.dtype).removeprefix("torch.")
@@ -88,7 +88,7 @@ class _Forms:
         checked(native.handle.nmflow_pack(layout, *pointers, native.parallel_for), what)
         return _Packed(layout, values, index)
 
-    def remember(self, tokens: int, threads: int, activation: str | None) -> _Call:
+    def remember(self, tokens: int, threads: int, activation: str | None) -> Call:
         """The call for this many tokens, from now on found in `calls` under their bucket."""
         call = self.call_of(self.tiling(tokens, threads), activation)
         self.calls[bucket(tokens), threads, activation] = call
@@ -107,7 +107,7 @@ class _Forms:
             return 64 if isa == 2 and native.has_bf16 and self.m <= 64 else 0
         return (0, 8, 128)[isa]
 
-    def call_of(self, tiling: Tiling, activation: str | None) -> _Call:
+    def call_of(self, tiling: Tiling, activation: str | None) -> Call:
         """A call with these tiles; packs what is not packed yet."""
         packed = self.form(tiling.algorithm, tiling.chunk)
         weight = Weight(
@@ -119,7 +119,7 @@ class _Forms:
             tiling.tile_tokens,
             tiling.tile_rows,
         )
-        return _Call(ctypes.addressof(weight), weight, packed)
+        return Call(ctypes.addressof(weight), weight, packed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -374,7 +374,7 @@ def tune(
 
 
 def _against_dense(
-    packed: PackedWeight, source: Tensor, activation: Activation | None, call: _Call, seconds: float
+    packed: PackedWeight, source: Tensor, activation: Activation | None, call: Call, seconds: float
 ) -> tuple[float, float]:
     """Medians of a call of the native product and of torch's, one after the other."""
     forms, now, x = packed.forms, clock(), source.clone()
@@ -437,7 +437,7 @@ def call_for(
     m: int,
     activation: Activation | None,
     v: int = 1,
-) -> _Call:
+) -> Call:
     """The call that `operator` makes for such an x, checked; good while values and offsets stay as they are."""
     forms = _forms_of(values, offsets, shape, n, m, v)
     _check(x, forms, bias, activation)

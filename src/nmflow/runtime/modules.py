@@ -61,21 +61,15 @@ class PackedRows(nn.Module):
         return self.compressed.unpack()
 
     def linear(self, x: Tensor, bias: Tensor | None, activation: Activation | None = None) -> Tensor:
-        buffers = self._buffers
-        values, offsets = buffers["values"], buffers["offsets"]
-        assert values is not None
-        assert offsets is not None
+        n, m, v = self.pattern.n, self.pattern.m, self.pattern.v
         if not native_library.recording():
             bound = self._bound
-            if bound is None or not bound.holds(values, offsets):
-                pattern = self.pattern
-                bound = ops.bind(values, offsets, self.shape, pattern.n, pattern.m, pattern.v)
-                self._bound = bound
+            if bound is None or not bound.holds():
+                bound = self._bound = ops.bind(self._buffers, self.shape, n, m, v)
             y = bound(x, bias, activation)
             if y is not None:
                 return y
-        n, m, v = self.pattern.n, self.pattern.m, self.pattern.v
-        return ops.linear(x, values, offsets, self.shape, n, m, bias, activation, v)
+        return ops.linear(x, self.values, self.offsets, self.shape, n, m, bias, activation, v)
 
     def kernel(self) -> str:
         """Who multiplies; two names where it depends on the number of tokens."""
@@ -240,6 +234,12 @@ class PackedWeight(nn.ModuleList):
             joined = self._joined = _Joined(sources, versions(*sources), whole)
         return joined.whole
 
+    @property
+    def bound(self) -> ops.Bound | None:
+        """What the whole weight is bound to, where that is one product."""
+        only = self._modules["0"] if len(self._modules) == 1 else None
+        return only._bound if isinstance(only, PackedRows) else None
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_joined": None}
 
@@ -286,6 +286,9 @@ class _Stored(nn.Module):
             mine.append(f"{local}={packed.patterns()} in {packed.nbytes:,} of {packed.dense_nbytes:,} bytes")
         return ", ".join(filter(None, mine))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_direct"}  # as of PackedRows
+
 
 class NMLinear(_Stored, nn.Linear):
     """`nn.Linear` or GPT-2's `Conv1D` with a compressed weight, y = x W^T + b, by the kernel of the registry.
@@ -298,12 +301,22 @@ class NMLinear(_Stored, nn.Linear):
     weight = _reader("weight")
     weight_nm: PackedWeight
     activation: Activation | None = None
+    _direct: tuple[PackedWeight | None, ops.Bound | None] = (None, None)  # the weight of the last call, and its product
 
     def forward(self, input: Tensor) -> Tensor:
-        # Past nn.Module's own lookup, which is felt at one token.
+        # Past nn.Module's own lookup, and past the modules between here and the product: at one token both are felt.
         packed, parameters = cast(PackedWeight, self._modules["weight_nm"]), self._parameters
         bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401  # it may be stored: costly
-        return packed.linear(input, bias, self.activation)
+        if native_library.recording():
+            return packed.linear(input, bias, self.activation)
+        last, bound = self._direct
+        if last is packed and bound is not None:
+            y = bound(input, bias, self.activation)
+            if y is not None:
+                return y
+        y = packed.linear(input, bias, self.activation)
+        self.__dict__["_direct"] = packed, packed.bound
+        return y
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
@@ -358,7 +371,7 @@ class _StorageOnly(_Stored):
     _nm_derived_from: tuple[type[nn.Module], tuple[str, ...]]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _rebuild, self._nm_derived_from, self.__dict__
+        return _rebuild, self._nm_derived_from, self.__getstate__()
 
 
 _CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
@@ -405,6 +418,7 @@ def store(module: nn.Module, weights: Mapping[str, PackedWeight]) -> None:
 def restore(module: nn.Module, dense: Mapping[int, nn.Parameter]) -> None:
     """The inverse of `store`: `dense` maps the id of a `PackedWeight` to the parameter that takes its place."""
     form = cast(_DenseForm, module.__dict__.pop(_DENSE_FORM))
+    module.__dict__.pop("_direct", None)
     for local, packed in packed_weights(module).items():
         del module._modules[f"{local}_nm"]
         module._parameters[local] = dense[id(packed)]
