@@ -37,7 +37,8 @@ int complete_rv(nmflow_layout &l, const Kernels &k) {
         return NMFLOW_OK;
     }
     if (!k.rv) return NMFLOW_UNSUPPORTED;
-    int64_t reach = k.lanes;  // the fewest registers that hold a block
+    // A vector of x, or the fewest that hold a block; fewer entries than a vector has where the caller asks for it.
+    int64_t reach = l.chunk && l.m <= k.lanes ? 4 : k.lanes;
     while (reach < l.m && reach < k.rv_reach) reach *= 2;
     const bool picked = l.m <= reach;
     l.chunk = static_cast<int32_t>(picked ? blocks_within(reach, l.m) : l.m);

@@ -23,7 +23,7 @@ extern "C" {
 #define NMFLOW_API
 #endif
 
-#define NMFLOW_ABI_VERSION 7
+#define NMFLOW_ABI_VERSION 8
 
 enum nmflow_dtype { NMFLOW_F32 = 0, NMFLOW_BF16 = 1 };
 
@@ -57,7 +57,8 @@ typedef struct nmflow_layout {
     int32_t dtype;            /* of x, y and the canonical values */
     int32_t isa;              /* AUTO becomes the one that is used */
     int32_t algorithm;
-    int32_t chunk; /* columns that are worked on together: TB any multiple of m; RV ignores what it is given */
+    int32_t chunk; /* columns that are worked on together. TB: any multiple of m. RV: 0 for as many as a vector of x
+                      holds, anything else (float32) for few, whose indices have fewer bits */
     /* set by nmflow_layout_init */
     int32_t lanes;         /* rows (RV) or tokens (TB) of one vector */
     int32_t index_bits;    /* of one packed index; TB: 8 or 16, RV: as few as reach a chunk, see row_vector.hpp */

@@ -9,7 +9,8 @@
 //
 // Packed weight: values float [row vectors][slots][lanes], index the column within the chunk; a chunk is the most
 // whole blocks of m that a permutation reaches, its slots the kept weights of that many columns. Rows that fill up the
-// last vector have value 0 and index 0. Blocks too wide for a permutation are gathered from memory.
+// last vector have value 0 and index 0. Blocks too wide for a permutation are gathered from memory. Where the weight's
+// bytes are the time, chunks of 4 or 8 columns take indices of 2 or 3 bits, for more loads of x.
 // An index has the bits that reach a chunk (4 for 16 columns), and a word of 32 holds those of the next 32 / bits slots,
 // whatever their chunk, the first one lowest: words [row vectors][words][lanes]. A shift brings up the next one;
 // converting from bytes would cost as much as two weights, and a lane for every index eight times the memory.
@@ -25,7 +26,7 @@ namespace NMFLOW_ISA {
 template <int Regs>
 struct InRegisters {
     static constexpr int cost = Regs;  // registers a token
-    static constexpr int bits = bits_below(Regs * lanes);
+    static constexpr int reach = Regs * lanes, bits = bits_below(reach);
     V x[Regs];
     inline void read(const float *p) {
         for (int i = 0; i < Regs; ++i) x[i] = load(p + i * lanes);
@@ -39,10 +40,25 @@ struct InRegisters {
     inline V operator[](I index) const { return pick<Regs>(x, index); }
 };
 
+// A chunk of fewer entries than lanes, again and again: an index has fewer bits, and those above them do not matter.
+template <int Reach>
+struct Repeated {
+    static constexpr int cost = 1;
+    static constexpr int reach = Reach, bits = bits_below(reach);
+    V x;
+    inline void read(const float *p) { x = load_repeated<Reach>(p); }
+    inline void read_first(const float *p, int64_t count) {
+        float few[Reach] = {};
+        for (int64_t i = 0; i < least(count, Reach); ++i) few[i] = p[i];
+        read(few);
+    }
+    inline V operator[](I index) const { return pick<1>(&x, index); }
+};
+
 template <int Bits>
 struct InMemory {
     static constexpr int cost = 0;
-    static constexpr int bits = Bits;
+    static constexpr int reach = 0, bits = Bits;  // as many as a chunk has
     const float *x;
     inline void read(const float *p) { x = p; }
     inline void read_first(const float *p, int64_t) { x = p; }
@@ -61,7 +77,7 @@ template <class From, int Rows, int Tokens>
 static void rv_tile(const nmflow_layout &l, OfVector each, const float *values, const uint32_t *words, const float *x,
                     int64_t x_stride, V *sums, int64_t k = 0) {
     const int64_t slots = kept_in(l.chunk, l.n, l.m);
-    const int64_t reach = From::cost ? From::cost * lanes : l.chunk;
+    const int64_t reach = From::reach ? From::reach : l.chunk;
     V sum[Rows][Tokens];
     for (int r = 0; r < Rows; ++r)
         for (int t = 0; t < Tokens; ++t) sum[r][t] = broadcast(0.0f);
@@ -103,8 +119,7 @@ static void rv_tile(const nmflow_layout &l, OfVector each, const float *values, 
 // and chunks begin together again after `words` of them and `width` columns, a cycle.
 template <class From>
 class OneToken {
-    static constexpr int per_word = 32 / From::bits;
-    static constexpr int64_t reach = From::cost * lanes;
+    static constexpr int per_word = 32 / From::bits, reach = From::reach;
     static constexpr int64_t ahead = 64;  // slots; a page of 4 KiB where no hardware prefetcher crosses into the next
     const nmflow_layout &l;
     const OfVector each;
@@ -229,6 +244,10 @@ static void rv_run(const Job &job, int64_t begin, int64_t end) {
 
 static void rv(const Job &job, int64_t begin, int64_t end) {
     const nmflow_layout &l = job.weight->layout;
+    if (l.index_bits == 2) return rv_run<Repeated<4>>(job, begin, end);
+#if NMFLOW_RV_REGISTERS >= 8
+    if (l.index_bits == 3) return rv_run<Repeated<8>>(job, begin, end);
+#endif
     if (l.chunk <= lanes) return rv_run<InRegisters<1>>(job, begin, end);
 #if NMFLOW_RV_REGISTERS >= 8
     if (l.chunk <= 2 * lanes) return rv_run<InRegisters<2>>(job, begin, end);

@@ -21,6 +21,11 @@ static inline void store(float *p, V v) { _mm256_storeu_ps(p, v); }
 static inline V broadcast(float f) { return _mm256_set1_ps(f); }
 // Four numbers in every 128 bits, and one of them everywhere.
 static inline V load_four(const float *p) { return _mm256_broadcast_ps(reinterpret_cast<const __m128 *>(p)); }
+template <int Count>
+static inline V load_repeated(const float *p) {
+    static_assert(Count == 4, "half a vector");
+    return load_four(p);
+}
 template <int I>
 static inline V splat(V four) {
     return _mm256_permute_ps(four, I * 0x55);

@@ -21,6 +21,12 @@ static inline void store(float *p, V v) { _mm512_storeu_ps(p, v); }
 static inline V broadcast(float f) { return _mm512_set1_ps(f); }
 // Four numbers in every 128 bits, and one of them everywhere.
 static inline V load_four(const float *p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+template <int Count>
+static inline V load_repeated(const float *p) {
+    static_assert(Count == 4 || Count == 8, "there are loads of half a vector and of a quarter");
+    if constexpr (Count == 4) return load_four(p);
+    if constexpr (Count == 8) return _mm512_broadcast_f32x8(_mm256_loadu_ps(p));
+}
 template <int I>
 static inline V splat(V four) {
     return _mm512_permute_ps(four, I * 0x55);

@@ -116,7 +116,8 @@ def test_every_tiling_agrees_with_the_dense_product(isa: str, dtype: torch.dtype
 
 @pytest.mark.parametrize("isa", HERE)
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 7, 8, 12, 16, 24, 32, 64, 100, 128])
-def test_one_token_row_by_row(isa: str, m: int) -> None:
+@pytest.mark.parametrize("short", [False, True])
+def test_one_token_row_by_row(isa: str, m: int, short: bool) -> None:
     """However the kept weights of a chunk fall into words of indices: whole cycles of them, parts of one, a tail."""
     for i, n in enumerate(sorted({1, min(2, m), min(3, m), m // 2 or 1, m - 1 or 1, m})):
         for rows, axis in ((37, 3 * m), (16, 131), (5, 48 * m + 7), (33, 1024)):
@@ -124,7 +125,7 @@ def test_one_token_row_by_row(isa: str, m: int) -> None:
             packed = native.prepare(values, offsets, rows, axis, n, m, isa=isa)
             if not packed.forms.rv_reach():
                 pytest.skip(f"{isa} has no row-vector kernel")
-            choose(packed, 1, Tiling("rv", 0, 1, 1))
+            choose(packed, 1, Tiling("rv", m if short else 0, 1, 1))
             wide = torch.cat([torch.randn(axis), torch.full((5 * (i % 2),), math.nan)])  # or nothing, for sanitizers
             y, bias = poisoned(rows + 3, dtype=torch.float32), torch.randn(rows)
             native.linear(wide[:axis], packed, bias, out=y[:rows])

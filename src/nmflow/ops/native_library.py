@@ -20,7 +20,7 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 """Tensors that are their memory. The address of any other (a view on a stored weight, a traced one) means nothing."""
 
-_ABI_VERSION = 7
+_ABI_VERSION = 8
 _TROUBLE = {1: "a number is out of range", 2: "there is no kernel for this", 3: "no memory for scratch space"}
 
 

@@ -40,7 +40,8 @@ class Tiling:
 
     algorithm: Algorithm
     chunk: int
-    """TB: columns of one K-block, a multiple of m. RV: 0, it follows from m. Dense: 0."""
+    """TB: columns of one K-block, a multiple of m. RV: 0, as many as a vector reaches; m for few, with shorter indices.
+    Dense: 0."""
     tile_tokens: int
     tile_rows: int
     split: Split = "rows"
@@ -161,8 +162,9 @@ def default_tiling(key: Key, rv_reach: int) -> Tiling:
     tokens = 1 << key.bucket
     split: Split = "tokens" if tokens >= 64 * key.threads else "rows"
     if rv_reach and tokens == 1:
-        one_by_one = key.dtype == "float32" and key.m <= min(rv_reach, _RV_REACH)
-        return Tiling("rv", 0, 1, 1 if one_by_one else 4)
+        if key.dtype == "float32" and key.m <= min(rv_reach, _RV_REACH):
+            return Tiling("rv", key.m if key.m <= 8 else 0, 1, 1)
+        return Tiling("rv", 0, 1, 4)
     most = rv_reach if key.dtype == "bfloat16" else min(rv_reach, _RV_REACH) if tokens <= 32 else 0
     if key.m <= most:
         return Tiling("rv", 0, 8, 2, split)
