@@ -22,10 +22,12 @@
 namespace nmflow {
 namespace NMFLOW_ISA {
 
+constexpr int rv_most_rows = 4, rv_most_tokens = 8;
+
 // Where x is found. Chunk: the entries of one chunk, for one token.
 template <int Regs>
 struct InRegisters {
-    static constexpr int cost = Regs;  // registers a token
+    static constexpr int cost = Regs, most_tokens = rv_most_tokens;  // cost: registers a token
     static constexpr int reach = Regs * lanes, bits = bits_below(reach);
     V x[Regs];
     inline void read(const float *p) {
@@ -41,9 +43,10 @@ struct InRegisters {
 };
 
 // A chunk of fewer entries than lanes, again and again: an index has fewer bits, and those above them do not matter.
+// Bytes are the time where tokens are few: one at a time is all it takes.
 template <int Reach>
 struct Repeated {
-    static constexpr int cost = 1;
+    static constexpr int cost = 1, most_tokens = 1;
     static constexpr int reach = Reach, bits = bits_below(reach);
     V x;
     inline void read(const float *p) { x = load_repeated<Reach>(p); }
@@ -57,7 +60,7 @@ struct Repeated {
 
 template <int Bits>
 struct InMemory {
-    static constexpr int cost = 0;
+    static constexpr int cost = 0, most_tokens = rv_most_tokens;
     static constexpr int reach = 0, bits = Bits;  // as many as a chunk has
     const float *x;
     inline void read(const float *p) { x = p; }
@@ -162,13 +165,12 @@ class OneToken {
 using RvTile = void (*)(const nmflow_layout &, OfVector, const float *, const uint32_t *, const float *, int64_t, V *,
                         int64_t);
 
-constexpr int rv_most_rows = 4, rv_most_tokens = 8;
-
 // As many sums as the registers hold beside the tokens' x, the indices, a value and what was picked; fewer tokens where
 // they do not fit.
 template <class From, int Rows, int Tokens>
 static constexpr RvTile rv_tile_if_it_fits() {
-    if constexpr (Tokens == 1 || Rows * Tokens + Tokens * From::cost + Rows + 2 <= NMFLOW_REGISTERS)
+    constexpr bool fits = Rows * Tokens + Tokens * From::cost + Rows + 2 <= NMFLOW_REGISTERS;
+    if constexpr (Tokens == 1 || (fits && Tokens <= From::most_tokens))
         return rv_tile<From, Rows, Tokens>;
     return nullptr;
 }

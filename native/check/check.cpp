@@ -201,7 +201,9 @@ int main() {
                         check_product({37, cols, n, m, tokens, dtype, isa, NMFLOW_TB, m32, 32});
                         check_product({37, cols, n, m, tokens, dtype, isa, NMFLOW_TB, all, 32});
                         check_product({37, cols, n, m, tokens, dtype, isa, NMFLOW_TB, all, 1});  // sums in registers
-                        check_product({37, cols, n, m, tokens, dtype, isa, NMFLOW_RV, m32, 4});
+                        for (const int32_t chunk : {0, m32})  // indices of a vector of x, and shorter ones
+                            for (const int32_t tile : {1, 4})
+                                check_product({37, cols, n, m, tokens, dtype, isa, NMFLOW_RV, chunk, tile});
                     }
                 for (const int32_t dtype : {NMFLOW_F32, NMFLOW_BF16})
                     check_stream({37, cols, n, m, 7, dtype, isa, 0, 0, 0});

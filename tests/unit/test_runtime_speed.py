@@ -7,7 +7,7 @@ import json
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import nmflow
 from nmflow.layout import from_rows, to_rows
-from nmflow.ops import native, registry
+from nmflow.ops import bound, native, registry
 from nmflow.ops.native_plan import DENSE, NativePlan
 from nmflow.runtime import NMConv2d, NMLinear, compress, compression_report, decompress, fuse_activations, tune
 from nmflow.runtime.modules import PackedRows
@@ -119,7 +119,10 @@ def changes() -> Iterator[Any]:
         rows.offsets.sub_(rows.offsets.to(torch.uint8)).add_(1)
         rows.values.mul_(2)
 
-    for change in (in_place, replaced, loaded, moved):
+    def exchanged(layer: NMLinear) -> None:
+        layer.weight_nm = compress(small("2:8")).weight_nm
+
+    for change in (in_place, replaced, loaded, moved, exchanged):
         yield pytest.param(change, id=change.__name__)
 
 
@@ -151,6 +154,31 @@ def test_a_bias_of_another_kind_is_not_read_past_its_end() -> None:
             layer(x)
 
 
+def test_layers_of_one_shape_do_not_mix_up_what_they_were_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What follows from the shape of x is common to them; shapes are forgotten when there are many."""
+    monkeypatch.setattr(bound, "_MOST_REMEMBERED", 3)
+    torch.manual_seed(1)
+    dense = [pruned_(nn.Linear(32, 24, bias=bias), pattern) for bias, pattern in ((True, "1:4"), (False, "2:8"))]
+    layers = [cast(NMLinear, compress(layer)) for layer in dense]
+    layers[1].activation = "relu"
+    threads = torch.get_num_threads()
+    try:
+        with torch.no_grad():
+            for i, shape in enumerate([(1,), (1,), (2, 3), (6,), (5,), (1,), (4, 2), (7,), (9,), (6,), (1,)] * 3):
+                torch.set_num_threads(1 + i // 11 % 2)
+                x = torch.randn(*shape, 32)
+                for layer, wanted in zip(layers, (dense[0](x), dense[1](x).relu()), strict=True):
+                    torch.testing.assert_close(layer(x), wanted)
+    finally:
+        torch.set_num_threads(threads)
+    asked = bound._ASKED[24, 32]
+    assert len(asked) <= 4
+    for layer in layers:
+        own = layer.weight_nm.bound
+        assert isinstance(own, bound.BoundOnCpu)
+        assert len(own._calls) <= 4
+
+
 def test_copies_of_a_used_layer_are_their_own() -> None:
     layer = compress(small())
     x = torch.randn(2, 32)
@@ -160,6 +188,7 @@ def test_copies_of_a_used_layer_are_their_own() -> None:
         layer.weight_nm.rows[0].values.zero_()
         torch.testing.assert_close(copied(x), wanted)
         torch.testing.assert_close(pickled(x), wanted)
+    assert set(vars(decompress(pickled))) == set(vars(decompress(compress(small()))))
 
 
 @needs_native

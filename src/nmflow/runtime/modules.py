@@ -418,7 +418,6 @@ def store(module: nn.Module, weights: Mapping[str, PackedWeight]) -> None:
 def restore(module: nn.Module, dense: Mapping[int, nn.Parameter]) -> None:
     """The inverse of `store`: `dense` maps the id of a `PackedWeight` to the parameter that takes its place."""
     form = cast(_DenseForm, module.__dict__.pop(_DENSE_FORM))
-    module.__dict__.pop("_direct", None)
     for local, packed in packed_weights(module).items():
         del module._modules[f"{local}_nm"]
         module._parameters[local] = dense[id(packed)]
