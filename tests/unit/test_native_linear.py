@@ -114,7 +114,7 @@ def test_every_tiling_agrees_with_the_dense_product(isa: str, dtype: torch.dtype
                 assert gap(y, expected) <= TOLERANCE[dtype], (rows, axis, tokens, tiling)
 
 
-@pytest.mark.parametrize("isa", HERE)
+@pytest.mark.parametrize("isa", HERE[1:])  # portable vectors have no permutation
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 7, 8, 12, 16, 24, 32, 64, 100, 128])
 @pytest.mark.parametrize("short", [False, True])
 def test_one_token_row_by_row(isa: str, m: int, short: bool) -> None:
@@ -123,8 +123,6 @@ def test_one_token_row_by_row(isa: str, m: int, short: bool) -> None:
         for rows, axis in ((37, 3 * m), (16, 131), (5, 48 * m + 7), (33, 1024)):
             values, offsets, dense = weight(rows, axis, n, m, torch.float32, i)
             packed = native.prepare(values, offsets, rows, axis, n, m, isa=isa)
-            if not packed.forms.rv_reach():
-                pytest.skip(f"{isa} has no row-vector kernel")
             choose(packed, 1, Tiling("rv", m if short else 0, 1, 1))
             wide = torch.cat([torch.randn(axis), torch.full((5 * (i % 2),), math.nan)])  # or nothing, for sanitizers
             y, bias = poisoned(rows + 3, dtype=torch.float32), torch.randn(rows)
