@@ -448,6 +448,12 @@ def test_a_plan_that_is_none_is_refused(old: str, new: str) -> None:
         NativePlan.from_json(text.replace(old, new))
 
 
+@pytest.mark.parametrize(("reach", "m", "chunk"), [(8, 4, 4), (8, 8, 0), (128, 4, 4), (128, 8, 8), (128, 16, 0)])
+def test_one_token_has_a_form_of_its_own_only_where_indices_get_shorter(reach: int, m: int, chunk: int) -> None:
+    assert default_tiling(Key(64, 64, 1, m, "float32", bucket(1), 1), reach).chunk == chunk
+    assert default_tiling(Key(64, 64, 1, m, "float32", bucket(4), 1), reach).chunk == 0
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.integers(0, 5000), st.integers(1, 400), st.integers(1, 3000), st.sampled_from([0, 8, 128]),

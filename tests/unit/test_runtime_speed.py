@@ -122,7 +122,15 @@ def changes() -> Iterator[Any]:
     def exchanged(layer: NMLinear) -> None:
         layer.weight_nm = compress(small("2:8")).weight_nm
 
-    for change in (in_place, replaced, loaded, moved, exchanged):
+    def beside_one_that_counts_no_writes(layer: NMLinear) -> None:
+        rows = layer.weight_nm.rows[0]
+        with torch.inference_mode():
+            rows.offsets = rows.offsets.clone()
+        with torch.no_grad():
+            layer(torch.randn(2, 32))
+        rows.values.mul_(2)
+
+    for change in (in_place, replaced, loaded, moved, exchanged, beside_one_that_counts_no_writes):
         yield pytest.param(change, id=change.__name__)
 
 

@@ -71,7 +71,8 @@ class BoundOnCpu:
         buffers, values, offsets = self._buffers, self._values, self._offsets
         if buffers["values"] is not values or buffers["offsets"] is not offsets:
             return False
-        return not self._counted or (values._version, offsets._version) == self._versions
+        now = (values._version, offsets._version) if self._counted else versions(values, offsets)
+        return now == self._versions
 
     def __call__(self, x: Tensor, bias: Tensor | None, activation: Activation | None = None) -> Tensor | None:
         """y = act(x W^T + b); None where the registry must be asked: gradients, autocast, strided x, dense faster, and

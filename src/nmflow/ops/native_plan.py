@@ -163,7 +163,8 @@ def default_tiling(key: Key, rv_reach: int) -> Tiling:
     split: Split = "tokens" if tokens >= 64 * key.threads else "rows"
     if rv_reach and tokens == 1:
         if key.dtype == "float32" and key.m <= min(rv_reach, _RV_REACH):
-            return Tiling("rv", key.m if key.m <= 8 else 0, 1, 1)
+            shorter = key.m <= min(8, rv_reach // 2)  # else the form is that of a few tokens, packed once for both
+            return Tiling("rv", key.m if shorter else 0, 1, 1)
         return Tiling("rv", 0, 1, 4)
     most = rv_reach if key.dtype == "bfloat16" else min(rv_reach, _RV_REACH) if tokens <= 32 else 0
     if key.m <= most:
