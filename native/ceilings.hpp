@@ -40,7 +40,7 @@ static double read(const float *x, int64_t count) {
     return rest;
 }
 
-constexpr Ceilings ceilings = {2.0 * chains * lanes, spin, read};
+constexpr Ceilings ceilings = {{2.0 * chains * lanes, spin}, read};
 
 }  // namespace NMFLOW_ISA
 }  // namespace nmflow

@@ -19,10 +19,12 @@ struct Job {
 // Does the units [begin, end) of a job: vectors of output rows or of tokens, as the weight's split says.
 using Kernel = void (*)(const Job &, int64_t begin, int64_t end);
 
-// See ceilings.hpp. `spin` begins its chains at `seed` and returns a sum that nobody needs but the compiler.
-using Spin = double (*)(int64_t rounds, float seed);
-struct Ceilings {
+// See ceilings.hpp. `run` begins its chains at `seed` and returns a sum that nobody needs but the compiler.
+struct Spin {
     double flops_of_round;
+    double (*run)(int64_t rounds, float seed);
+};
+struct Ceilings {
     Spin spin;
     double (*read)(const float *x, int64_t count);
 };
@@ -47,7 +49,7 @@ struct Kernels {
     Kernel tb, rv, rv_bf16;
     Stream stream;
     const Ceilings *ceilings;
-    Spin spin_bf16;  // null as rv_bf16 is
+    const Spin *spin_bf16;  // null as rv_bf16 is
 };
 
 // One table an instruction set; null where the library was built without it.

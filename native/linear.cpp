@@ -14,15 +14,15 @@ void run_part(int64_t begin, int64_t end, void *context) {
     call.kernel(call.job, begin, end);
 }
 
-// RV knows of rows only: vectors [begin, end) of tokens are a job of their own, with all rows.
+// RV knows of rows only: tokens [begin, end) are a job of their own, with all rows.
 void run_tokens(int64_t begin, int64_t end, void *context) {
     const Call &call = *static_cast<const Call *>(context);
     const nmflow_layout &l = call.job.weight->layout;
-    const int64_t bytes = l.dtype == NMFLOW_F32 ? 4 : 2, first = begin * l.lanes;
+    const int64_t bytes = l.dtype == NMFLOW_F32 ? 4 : 2;
     Job job = call.job;
-    job.x = static_cast<const char *>(job.x) + first * job.x_stride * bytes;
-    job.y = static_cast<char *>(job.y) + first * job.y_stride * bytes;
-    job.tokens = least(end * l.lanes, job.tokens) - first;
+    job.x = static_cast<const char *>(job.x) + begin * job.x_stride * bytes;
+    job.y = static_cast<char *>(job.y) + begin * job.y_stride * bytes;
+    job.tokens = end - begin;
     call.kernel(job, 0, div_up(l.rows, l.lanes));
 }
 
@@ -45,7 +45,7 @@ extern "C" int32_t nmflow_linear(const nmflow_weight *weight, const void *x, int
     bool out_of_memory = false;
     Call call = {{weight, x, bias, y, x_stride, y_stride, tokens, &out_of_memory}, kernel};
     const bool by_rows = weight->split == NMFLOW_SPLIT_ROWS;
-    const int64_t units = div_up(by_rows ? l.rows : tokens, l.lanes);
+    const int64_t units = rv && !by_rows ? tokens : div_up(by_rows ? l.rows : tokens, l.lanes);
     const nmflow_range_fn part = rv && !by_rows ? run_tokens : run_part;
     if (parallel && units > 1 && l.rows * l.kept * tokens >= worth_sharing) {
         if (parallel(0, units, 1, part, &call)) return NMFLOW_NO_MEMORY;

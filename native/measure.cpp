@@ -9,7 +9,7 @@ namespace {
 
 struct Shared {
     const Ceilings *ceilings;
-    Spin spin;
+    const Spin *spin;
     int64_t rounds;
     const float *x;
     int64_t count, parts;
@@ -25,7 +25,7 @@ struct Shared {
 void spin_parts(int64_t begin, int64_t end, void *context) {
     Shared *shared = static_cast<Shared *>(context);
     // The seed is always 1, but the compiler cannot know: parts come from outside.
-    for (int64_t part = begin; part < end; ++part) shared->add(shared->spin(shared->rounds, part < 0 ? 2.0f : 1.0f));
+    for (int64_t part = begin; part < end; ++part) shared->add(shared->spin->run(shared->rounds, part < 0 ? 2.0f : 1.0f));
 }
 
 void read_parts(int64_t begin, int64_t end, void *context) {
@@ -54,11 +54,10 @@ int32_t nmflow_spin(int32_t isa, int32_t dtype, int64_t rounds, int64_t parts, n
     if (rounds < 0 || parts < 1 || (dtype != NMFLOW_F32 && dtype != NMFLOW_BF16)) return NMFLOW_BAD_ARGUMENT;
     const Kernels *kernels = kernels_for(isa);
     if (!kernels || (dtype == NMFLOW_BF16 && !(kernels->spin_bf16 && nmflow_has_bf16()))) return NMFLOW_UNSUPPORTED;
-    const Spin spin = dtype == NMFLOW_BF16 ? kernels->spin_bf16 : kernels->ceilings->spin;
-    Shared shared = {kernels->ceilings, spin, rounds, nullptr, 0, parts, {0}};
+    const Spin &spin = dtype == NMFLOW_BF16 ? *kernels->spin_bf16 : kernels->ceilings->spin;
+    Shared shared = {kernels->ceilings, &spin, rounds, nullptr, 0, parts, {0}};
     const int32_t status = run(shared, parallel, spin_parts);
-    // A dot product of pairs does twice what a multiply-add does.
-    *flops = (dtype == NMFLOW_BF16 ? 2.0 : 1.0) * kernels->ceilings->flops_of_round * static_cast<double>(rounds * parts);
+    *flops = spin.flops_of_round * static_cast<double>(rounds * parts);
     return status;
 }
 

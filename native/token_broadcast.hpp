@@ -18,6 +18,7 @@ namespace nmflow {
 namespace NMFLOW_ISA {
 
 constexpr int tb_most_vectors = NMFLOW_TB_VECTORS;  // sums that fit in the registers beside the broadcast value
+constexpr int64_t tb_few = 16;  // kept weights of a row: with fewer, a sum costs less than its way through memory
 
 template <class X>
 static void tb_transpose_in(const X *x, int64_t stride, int64_t tokens, int64_t cols, int vectors, float *xt) {
@@ -64,7 +65,7 @@ static void tb_block(const float *values, const Index *index, int64_t kept, int6
             for (int v = 0; v < Vectors; ++v) sum[v] = load(sums + v * lanes);
         const auto add = [&](V value, Index at) __attribute__((always_inline)) {
             const float *row = xt + static_cast<size_t>(at) * width;
-#pragma GCC unroll 16
+            NMFLOW_UNROLLED
             for (int v = 0; v < Vectors; ++v) sum[v] = fma(value, load(row + v * lanes), sum[v]);
         };
         int64_t i = 0;
@@ -97,16 +98,31 @@ struct Output {
     int activation;
 
     // Rows from `row`, `rows` of them; tokens from `token`, `tokens` of them; at most `lanes` of each.
-    inline void put(V *sums, int64_t row, int64_t rows, int64_t token, int64_t tokens) const {
+    inline __attribute__((always_inline)) void put(const V *sums, int64_t row, int64_t rows, int64_t token,
+                                                   int64_t tokens) const {
+        V out[lanes];
+        NMFLOW_UNROLLED
+        for (int j = 0; j < lanes; ++j) out[j] = sums[j];
+        transpose(out);
         const V add = bias ? load_first(bias + row, rows) : broadcast(0.0f);
-        transpose(sums);
-        for (int t = 0; t < lanes; ++t) sums[t] += add;
-        if (activation) activate(sums, lanes, activation);
+        NMFLOW_UNROLLED
+        for (int t = 0; t < lanes; ++t) out[t] += add;
+        if (activation) {
+            V inputs[lanes];
+            NMFLOW_UNROLLED
+            for (int t = 0; t < lanes; ++t) inputs[t] = out[t];
+            activate(inputs, lanes, activation);
+            NMFLOW_UNROLLED
+            for (int t = 0; t < lanes; ++t) out[t] = inputs[t];
+        }
         X *to = y + token * stride + row;
         if (rows < lanes || tokens < lanes) {
-            for (int64_t t = 0; t < tokens; ++t) store_first(to + t * stride, sums[t], rows);
+            NMFLOW_UNROLLED
+            for (int t = 0; t < lanes; ++t)
+                if (t < tokens) store_first(to + t * stride, out[t], rows);
         } else {
-            for (int t = 0; t < lanes; ++t) store(to + t * stride, sums[t]);
+            NMFLOW_UNROLLED
+            for (int t = 0; t < lanes; ++t) store(to + t * stride, out[t]);
         }
     }
 };
@@ -117,6 +133,7 @@ static void tb_transpose_out(const float *sums, int vectors, int64_t row, int64_
     for (int64_t r = 0; r < rows; r += lanes) {
         for (int v = 0; v < vectors; ++v) {
             V out[lanes];
+            NMFLOW_UNROLLED
             for (int j = 0; j < lanes; ++j) out[j] = load(sums + ((r + j) * vectors + v) * lanes);
             output.put(out, row + r, least(lanes, rows - r), v * lanes, least(lanes, tokens - v * lanes));
         }
@@ -125,14 +142,16 @@ static void tb_transpose_out(const float *sums, int vectors, int64_t row, int64_
 
 // The sums of `Rows` rows and one vector of tokens. Several rows at once: one alone would wait for its own sum.
 template <int Rows, class Index>
-static inline void tb_sums(const float *values, const Index *index, int64_t kept, const float *xt, V *sums) {
+static inline __attribute__((always_inline)) void tb_sums(const float *values, const Index *index, int64_t kept,
+                                                          const float *xt, V *sums) {
     V sum[Rows];
+    NMFLOW_UNROLLED
     for (int r = 0; r < Rows; ++r) sum[r] = broadcast(0.0f);
     const auto x = [&](Index at) __attribute__((always_inline)) { return load(xt + static_cast<size_t>(at) * lanes); };
     constexpr int bits = 8 * sizeof(Index);
     int64_t i = 0;
     for (; i + 4 <= kept; i += 4) {
-#pragma GCC unroll 4
+        NMFLOW_UNROLLED
         for (int r = 0; r < Rows; ++r) {
             const V four = load_four(values + r * kept + i);
             FourOf<Index> at;
@@ -143,25 +162,34 @@ static inline void tb_sums(const float *values, const Index *index, int64_t kept
             sum[r] = fma(splat<3>(four), x(static_cast<Index>(at >> 3 * bits)), sum[r]);
         }
     }
-    for (; i < kept; ++i)
+    for (; i < kept; ++i) {
+        NMFLOW_UNROLLED
         for (int r = 0; r < Rows; ++r)
             sum[r] = fma(broadcast(values[r * kept + i]), x(index[r * kept + i]), sum[r]);
+    }
+    NMFLOW_UNROLLED
     for (int r = 0; r < Rows; ++r) sums[r] = sum[r];
 }
 
 template <class X, class Index>
 static void tb_direct(const float *values, const Index *index, int64_t kept, int64_t row, int64_t rows, int64_t tokens,
                       const float *xt, const Output<X> &output) {
-    for (int64_t r = 0; r < rows; r += lanes) {
+    int64_t r = 0;
+    if (kept < tb_few) {
+        for (; r + lanes <= rows; r += lanes) {
+            V sums[lanes];
+            tb_sums<lanes>(values + r * kept, index + r * kept, kept, xt, sums);
+            output.put(sums, row + r, lanes, 0, tokens);
+        }
+    }
+    for (; r < rows; r += lanes) {
         const int64_t here = least(lanes, rows - r);
-        V out[lanes];
+        V sums[lanes];
         int64_t j = 0;
-        for (; j + 4 <= here; j += 4) tb_sums<4>(values + j * kept, index + j * kept, kept, xt, out + j);
-        for (; j < here; ++j) tb_sums<1>(values + j * kept, index + j * kept, kept, xt, out + j);
-        for (; j < lanes; ++j) out[j] = broadcast(0.0f);
-        output.put(out, row + r, here, 0, tokens);
-        values += here * kept;
-        index += here * kept;
+        for (; j + 4 <= here; j += 4) tb_sums<4>(values + (r + j) * kept, index + (r + j) * kept, kept, xt, sums + j);
+        for (; j < here; ++j) tb_sums<1>(values + (r + j) * kept, index + (r + j) * kept, kept, xt, sums + j);
+        for (; j < lanes; ++j) sums[j] = broadcast(0.0f);
+        output.put(sums, row + r, here, 0, tokens);
     }
 }
 

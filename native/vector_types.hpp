@@ -4,6 +4,9 @@
 #include <stdint.h>
 #include <string.h>
 
+// Before a loop over vectors in registers: left to itself GCC unrolls it too late to see that, and fills memory with them.
+#define NMFLOW_UNROLLED _Pragma("GCC unroll 16")
+
 namespace nmflow {
 namespace NMFLOW_ISA {
 

@@ -2,7 +2,7 @@
 #include "avx2.hpp"
 
 #include "../ceilings.hpp"
-#include "../row_vector.hpp"
+#include "../row_vector_f32.hpp"
 #include "../stream.hpp"
 #include "../token_broadcast.hpp"
 

@@ -2,15 +2,15 @@
 #include "avx512.hpp"
 
 #include "../ceilings.hpp"
-#include "../row_vector.hpp"
+#include "../row_vector_f32.hpp"
 #include "../stream.hpp"
 #include "../token_broadcast.hpp"
 
 namespace nmflow {
 namespace avx512 {
 void rv_bf16(const Job &job, int64_t begin, int64_t end);
-double spin_bf16(int64_t rounds, float seed);
+extern const Spin spin_bf16;
 }
 const Kernels avx512_kernels = {avx512::lanes, 128, 64, avx512::tb, avx512::rv, avx512::rv_bf16,
-                                avx512::stream, &avx512::ceilings, avx512::spin_bf16};
+                                avx512::stream, &avx512::ceilings, &avx512::spin_bf16};
 }  // namespace nmflow

@@ -114,21 +114,50 @@ def test_every_tiling_agrees_with_the_dense_product(isa: str, dtype: torch.dtype
                 assert gap(y, expected) <= TOLERANCE[dtype], (rows, axis, tokens, tiling)
 
 
-@pytest.mark.parametrize("isa", HERE[1:])  # portable vectors have no permutation
+# Portable vectors have no permutation, and of the others not all have one of bfloat16.
+ROW_VECTORS = [(isa, torch.float32) for isa in HERE[1:]]
+if HERE and native.describe()["bf16"]:
+    ROW_VECTORS.append((HERE[-1], torch.bfloat16))
+
+
+@pytest.mark.parametrize(("isa", "dtype"), ROW_VECTORS)
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 7, 8, 12, 16, 24, 32, 64, 100, 128])
 @pytest.mark.parametrize("short", [False, True])
-def test_one_token_row_by_row(isa: str, m: int, short: bool) -> None:
+def test_one_token_row_by_row(isa: str, dtype: torch.dtype, m: int, short: bool) -> None:
     """However the kept weights of a chunk fall into words of indices: whole cycles of them, parts of one, a tail."""
+    m = min(m, 64 if dtype == torch.bfloat16 else m)  # its widest
     for i, n in enumerate(sorted({1, min(2, m), min(3, m), m // 2 or 1, m - 1 or 1, m})):
         for rows, axis in ((37, 3 * m), (16, 131), (5, 48 * m + 7), (33, 1024)):
-            values, offsets, dense = weight(rows, axis, n, m, torch.float32, i)
+            values, offsets, dense = weight(rows, axis, n, m, dtype, i)
             packed = native.prepare(values, offsets, rows, axis, n, m, isa=isa)
             choose(packed, 1, Tiling("rv", m if short else 0, 1, 1))
             wide = torch.cat([torch.randn(axis), torch.full((5 * (i % 2),), math.nan)])  # or nothing, for sanitizers
-            y, bias = poisoned(rows + 3, dtype=torch.float32), torch.randn(rows)
-            native.linear(wide[:axis], packed, bias, out=y[:rows])
-            assert gap(y[:rows], dense @ wide[:axis].double() + bias.double()) <= 1e-5, (rows, axis, n)
+            x, y, bias = wide[:axis].to(dtype), poisoned(rows + 3, dtype=dtype), torch.randn(rows).to(dtype)
+            native.linear(x, packed, bias, out=y[:rows])
+            assert gap(y[:rows], dense @ x.double() + bias.double()) <= TOLERANCE[dtype], (rows, axis, n)
             assert y[rows:].isnan().all()
+
+
+@pytest.mark.parametrize(("isa", "dtype"), ROW_VECTORS)
+@pytest.mark.parametrize(("rows", "axis", "n", "m", "tokens"), [(485, 512, 1, 8, 23), (203, 4096, 1, 16, 91)])
+def test_row_vectors_in_blocks_of_the_caches(
+    isa: str, dtype: torch.dtype, rows: int, axis: int, n: int, m: int, tokens: int, threads: int
+) -> None:
+    """More rows than L1 holds beside a tile of tokens, more tokens than L2 holds; neither ends with a block."""
+    values, offsets, dense = weight(rows, axis, n, m, dtype)
+    packed = native.prepare(values, offsets, rows, axis, n, m, isa=isa)
+    x, bias = torch.randn(tokens, axis).to(dtype), torch.randn(rows).to(dtype)
+    product = x.double() @ dense.T
+    for split in get_args(Split):
+        for tile_tokens, tile_rows in ((5, 4), (8, 2), (3, 1)):
+            choose(packed, tokens, Tiling("rv", 0, tile_tokens, tile_rows, split))
+            for add, activation in ((None, None), (bias, None), (bias, "gelu")):
+                room = poisoned(tokens + 1, rows + 3, dtype=dtype)
+                native.linear(x, packed, add, activation, out=room[:tokens, :rows])
+                expected = product if add is None else product + add.double()
+                assert gap(room[:tokens, :rows], native.activate(expected, activation)) <= TOLERANCE[dtype]
+                assert room[tokens:].isnan().all()
+                assert room[:, rows:].isnan().all()
 
 
 @pytest.mark.parametrize("isa", HERE)

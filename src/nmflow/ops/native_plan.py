@@ -155,9 +155,9 @@ _RV_REACH = 32
 def default_tiling(key: Key, rv_reach: int) -> Tiling:
     """The tiling of a weight that was not measured; `rv_reach`: the widest block that RV permutes, 0 for no RV.
 
-    RV needs no transposition of x and wins while tokens are few; TB amortizes its own over many of them. In bfloat16
-    RV wins throughout: it multiplies two numbers a lane, where TB computes in float32. Threads share out tokens where
-    there are enough of them: x was most likely written so, and stays in the caches it is in.
+    RV needs no transposition of x, and in bfloat16 it multiplies two numbers a lane, where TB computes in float32. TB
+    takes blocks that RV would have to gather. Threads share out tokens where there are enough of them: x was most likely
+    written so, and stays in the caches it is in.
     """
     tokens = 1 << key.bucket
     split: Split = "tokens" if tokens >= 64 * key.threads else "rows"
@@ -166,9 +166,8 @@ def default_tiling(key: Key, rv_reach: int) -> Tiling:
             shorter = key.m <= min(8, rv_reach // 2)  # else the form is that of a few tokens, packed once for both
             return Tiling("rv", key.m if shorter else 0, 1, 1)
         return Tiling("rv", 0, 1, 4)
-    most = rv_reach if key.dtype == "bfloat16" else min(rv_reach, _RV_REACH) if tokens <= 32 else 0
-    if key.m <= most:
-        return Tiling("rv", 0, 8, 2, split)
+    if key.m <= (rv_reach if key.dtype == "bfloat16" else min(rv_reach, _RV_REACH)):
+        return Tiling("rv", 0, 5, 4, split)
     return tb_tiling(key.n, key.m, key.in_features, tokens, split)
 
 
@@ -189,7 +188,7 @@ def candidates(key: Key, rv_reach: int) -> list[Tiling]:
     if rv_reach and tokens > 1 and key.m <= max(rv_reach, 32 if tokens <= 16 else 0):
         # One token has one choice: from memory, which is what counts there, nothing else was faster.
         splits: tuple[Split, ...] = ("rows", "tokens") if tokens >= 64 else ("rows",)
-        found += [Tiling("rv", 0, each, rows, split) for rows, each in ((4, 5), (2, 8), (2, 7)) for split in splits]
+        found += [Tiling("rv", 0, each, rows, split) for rows, each in ((4, 5), (2, 8)) for split in splits]
     if tokens >= 8:
         whole = max(1, -(-key.in_features // key.m)) * key.m
         if whole <= 65536:
