@@ -55,15 +55,14 @@ static inline void write_word(const Piece<T> &piece, int64_t i, uint64_t word, f
     }
 }
 
-// Returns how many of the sixty-four changed.
+// Returns how many of the sixty-four changed. Most often none, which saves memory the writing (and caches nothing).
 template <bool Stream>
 static inline int write_mask(uint8_t *mask, uint64_t word) {
     constexpr int width = sizeof(Bits);
     uint64_t before = 0;
-    for (int v = 0; v < 64; v += width) {
-        before |= not_zero8(load(mask + v)) << v;
-        put<Stream>(mask + v, ones8(word >> v));
-    }
+    for (int v = 0; v < 64; v += width) before |= not_zero8(load(mask + v)) << v;
+    if (Stream && word == before) return 0;
+    for (int v = 0; v < 64; v += width) put<Stream>(mask + v, ones8(word >> v));
     return __builtin_popcountll(word ^ before);
 }
 

@@ -154,6 +154,7 @@ static void rv_tile(const Job &job, const Steps<From> &steps, int64_t vector, in
 template <class From>
 class OneToken {
     static constexpr int per_word = From::per_word, reach = From::reach;
+    static constexpr int chains = per_word < 4 ? per_word : 4;  // a sum takes longer than its weight's arrival
     static constexpr int64_t ahead = 64;  // steps; a page of 4 KiB where no hardware prefetcher crosses into the next
     const Steps<From> &steps;
     int64_t words, width;
@@ -169,24 +170,28 @@ class OneToken {
 
     inline V sum(const float *values, const uint32_t *word, const typename From::X *x) const {
         const nmflow_layout &l = steps.l;
-        V even = broadcast(0.0f), odd = even;
+        V sums[chains];
+        NMFLOW_UNROLLED
+        for (int i = 0; i < chains; ++i) sums[i] = broadcast(0.0f);
         int64_t k = 0;
         for (; k + width - l.chunk + reach <= l.cols; k += width)  // what a whole load would overrun is left
             for (const int32_t *at = column; at < column + words * per_word; at += per_word) {
                 I index = load(word);
                 __builtin_prefetch(word + ahead / per_word * lanes);
+                NMFLOW_UNROLLED
                 for (int s = 0; s < per_word; ++s) {
                     From from;
                     from.read(x + k + at[s]);
-                    V &sum = s % 2 ? odd : even;  // two chains: a multiply-add takes longer than its weight's arrival
-                    sum = from.plus(sum, load(values + s * lanes), index);
+                    sums[s % chains] = from.plus(sums[s % chains], load(values + s * lanes), index);
                     index = From::next(index);
                     __builtin_prefetch(values + (ahead + s) * lanes);
                 }
                 values += per_word * lanes;
                 word += lanes;
             }
-        V all[1][1] = {{even + odd}};
+        V all[1][1] = {{sums[0]}};
+        NMFLOW_UNROLLED
+        for (int i = 1; i < chains; ++i) all[0][0] += sums[i];
         rv_add(steps, values, word, x, 0, k, all);
         return all[0][0];
     }

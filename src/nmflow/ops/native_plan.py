@@ -156,14 +156,14 @@ def default_tiling(key: Key, rv_reach: int) -> Tiling:
     """The tiling of a weight that was not measured; `rv_reach`: the widest block that RV permutes, 0 for no RV.
 
     RV needs no transposition of x, and in bfloat16 it multiplies two numbers a lane, where TB computes in float32. TB
-    takes blocks that RV would have to gather. Threads share out tokens where there are enough of them: x was most likely
-    written so, and stays in the caches it is in.
+    takes blocks that RV would have to gather. Threads share out tokens where there are enough of them: x was most
+    likely written so, and stays in the caches it is in.
     """
     tokens = 1 << key.bucket
     split: Split = "tokens" if tokens >= 64 * key.threads else "rows"
     if rv_reach and tokens == 1:
-        if key.dtype == "float32" and key.m <= min(rv_reach, _RV_REACH):
-            shorter = key.m <= min(8, rv_reach // 2)  # else the form is that of a few tokens, packed once for both
+        if key.m <= min(rv_reach, _RV_REACH):
+            shorter = key.dtype == "float32" and key.m <= min(8, rv_reach // 2)  # else the form is that of a few tokens, packed once for both
             return Tiling("rv", key.m if shorter else 0, 1, 1)
         return Tiling("rv", 0, 1, 4)
     if key.m <= (rv_reach if key.dtype == "bfloat16" else min(rv_reach, _RV_REACH)):
