@@ -163,7 +163,8 @@ def default_tiling(key: Key, rv_reach: int) -> Tiling:
     split: Split = "tokens" if tokens >= 64 * key.threads else "rows"
     if rv_reach and tokens == 1:
         if key.m <= min(rv_reach, _RV_REACH):
-            shorter = key.dtype == "float32" and key.m <= min(8, rv_reach // 2)  # else the form is that of a few tokens, packed once for both
+            # Shorter indices where a form has them; else it is that of a few tokens, packed once for both.
+            shorter = key.dtype == "float32" and key.m <= min(8, rv_reach // 2)
             return Tiling("rv", key.m if shorter else 0, 1, 1)
         return Tiling("rv", 0, 1, 4)
     if key.m <= (rv_reach if key.dtype == "bfloat16" else min(rv_reach, _RV_REACH)):
