@@ -30,8 +30,8 @@ enum nmflow_dtype { NMFLOW_F32 = 0, NMFLOW_BF16 = 1 };
 /* Instruction sets, the better the higher. AUTO: the best of this machine. */
 enum nmflow_isa { NMFLOW_ISA_AUTO = -1, NMFLOW_ISA_PORTABLE = 0, NMFLOW_ISA_AVX2 = 1, NMFLOW_ISA_AVX512 = 2 };
 
-/* TB, token-broadcast: tokens in the lanes, a weight is broadcast, x transposed first. For many tokens, any pattern.
-   RV, row-vector: output rows in the lanes, a permutation picks x. For few tokens; no transposition at all. */
+/* TB, token-broadcast: tokens in the lanes, a weight is broadcast, x transposed first. For blocks of any width.
+   RV, row-vector: output rows in the lanes, a permutation picks x. For blocks that one reaches; nothing is transposed. */
 enum nmflow_algorithm { NMFLOW_TB = 0, NMFLOW_RV = 1 };
 
 enum nmflow_activation { NMFLOW_NONE = 0, NMFLOW_RELU = 1, NMFLOW_GELU = 2, NMFLOW_GELU_TANH = 3, NMFLOW_SILU = 4 };

@@ -1,6 +1,6 @@
-// RV: y of few tokens. Output rows lie in the lanes; x and y stay as they are.
+// RV: output rows lie in the lanes; x and y stay as they are.
 //
-//   for as many tokens as L2 holds x of, for as many vectors of rows as L1 holds beside the x of a tile:
+//   for some tiles of tokens, for as many vectors of rows as L1 holds beside the x of a tile:
 //       for a tile of tokens, for a few of those vectors, for a chunk of columns (at most what a permutation reaches):
 //           x chunk in registers, one set a token
 //           for a step of the chunk:  sum[rows][token] += value[rows] * x[index[rows]]
@@ -31,7 +31,11 @@ namespace nmflow {
 namespace NMFLOW_ISA {
 
 constexpr int rv_most_tokens = 8;
-constexpr int64_t rv_l1_bytes = 32 << 10, rv_l2_bytes = 256 << 10;  // of what is to stay there
+
+// What is gone through again and again should stay close: a few vectors of rows and a tile's x in L1. All rows, where L2
+// (of 1 MiB) holds them, come from there for every few tokens, whose x stays in L1 or is next to it; larger weights come from
+// further away, for as many tokens as L2 holds the x of.
+constexpr int64_t rv_l1_bytes = 32 << 10, rv_l2_rows = 768 << 10, rv_l2_x = 256 << 10, rv_few_x = 64 << 10;
 
 // The steps of a packed weight.
 template <class From>
@@ -251,7 +255,7 @@ static void rv_run(const Job &job, int64_t begin, int64_t end) {
 
     const int64_t x_bytes = most * w.layout.cols * static_cast<int64_t>(sizeof(typename From::X)) + 1;
     const int64_t w_bytes = rows * (steps.values + steps.words) * 4 + 1;
-    const int64_t tiles_together = 1 + rv_l2_bytes / x_bytes;
+    const int64_t tiles_together = 1 + ((end - begin) / rows * w_bytes <= rv_l2_rows ? rv_few_x : rv_l2_x) / x_bytes;
     const int64_t rows_together = rows * (1 + (x_bytes < rv_l1_bytes ? (rv_l1_bytes - x_bytes) / w_bytes : 0));
     for (int64_t first_tile = 0; first_tile < tiles; first_tile += tiles_together)
         for (int64_t first = begin; first < end; first += rows_together) {

@@ -1,4 +1,4 @@
-// TB: y of many tokens. Tokens lie in the lanes, so a weight is one broadcast number and its index one row of x.
+// TB: tokens lie in the lanes, so a weight is one broadcast number and its index one row of x.
 //
 //   x tile, transposed once      xt[column][tokens of the tile]             (L2, one K-block of it at a time in L1)
 //   for a block of rows, for a K-block, for a row:
