@@ -55,13 +55,18 @@ static inline void write_word(const Piece<T> &piece, int64_t i, uint64_t word, f
     }
 }
 
-// Returns how many of the sixty-four changed. Most often none, which saves memory the writing (and caches nothing).
+// Returns how many of the sixty-four changed. Most often none, which saves memory the writing (and caches nothing). Bytes
+// that no bool has are written in any case.
 template <bool Stream>
 static inline int write_mask(uint8_t *mask, uint64_t word) {
     constexpr int width = sizeof(Bits);
-    uint64_t before = 0;
-    for (int v = 0; v < 64; v += width) before |= not_zero8(load(mask + v)) << v;
-    if (Stream && word == before) return 0;
+    uint64_t before = 0, other = 0;
+    for (int v = 0; v < 64; v += width) {
+        const Bits bytes = load(mask + v);
+        before |= not_zero8(bytes) << v;
+        if (Stream) other |= not_zero8((Bits)(bytes ^ ones8(word >> v)));
+    }
+    if (Stream && !other) return 0;
     for (int v = 0; v < 64; v += width) put<Stream>(mask + v, ones8(word >> v));
     return __builtin_popcountll(word ^ before);
 }

@@ -352,6 +352,9 @@ def test_outputs_that_leave_the_caches(isa: str, threads: int, lie: str) -> None
         assert flips == int((keep ^ before).sum())
         before = keep
     assert flips == 0
+    mask.view(torch.uint8).mul_(0xFE)  # what uninitialized memory may hold: set, and not as a bool is
+    assert project_native(lying(later, lie), Pattern(2, 8), 0.5, "error", mask, effective, isa=isa) == 0
+    assert torch.equal(mask.view(torch.uint8), keep.to(torch.uint8))
 
 
 @pytest.mark.parametrize("isa", ISAS)
