@@ -213,6 +213,13 @@ NMFLOW_INLINE void transpose(Key *v) {
 }
 
 // ---------------------------------------------------------------------------------------------------------- methods
+// The first look at W, and a request for what lies a page of 4 KiB ahead, into which no hardware prefetcher follows.
+template <class T>
+NMFLOW_INLINE Key keys_ahead(const T *w) {
+    __builtin_prefetch(reinterpret_cast<const char *>(w) + 4096);
+    return keys(w);
+}
+
 // One of M, M a divisor of lanes: the largest of every group of lanes. Whole words of bits only.
 template <int M, class T>
 NMFLOW_INLINE Key group_largest(Key v) {
@@ -230,7 +237,7 @@ static int64_t one_of_few(const T *w, int64_t entries, uint64_t *bits) {
     for (; i + 64 <= entries; i += 64) {
         uint64_t word = 0;
         for (int v = 0; v < 64; v += lanes) {
-            const Key key = keys(w + i + v);
+            const Key key = keys_ahead(w + i + v);
             word |= (uint64_t)at_least(key, group_largest<M, T>(key)) << v;
         }
         bits[i / 64] = word & ~(word - firsts);  // no block is empty, so no borrow leaves one
@@ -243,8 +250,8 @@ template <class T>
 static int64_t one_of_many(const T *w, int64_t m, int64_t entries, uint64_t *bits) {
     int64_t at = 0;
     for (; at + m <= entries; at += m) {
-        Key most = keys(w + at);
-        for (int64_t i = lanes; i < m; i += lanes) most = larger(most, keys(w + at + i));
+        Key most = keys_ahead(w + at);
+        for (int64_t i = lanes; i < m; i += lanes) most = larger(most, keys_ahead(w + at + i));
         mark<true>(w + at, 1, m, group_largest<lanes, T>(most)[0], bits, at);
     }
     return at;
@@ -257,7 +264,7 @@ static int64_t n_of_few(const T *w, int64_t n, int64_t entries, uint64_t *bits) 
     int64_t at = 0;
     for (; at + M * lanes <= entries; at += M * lanes) {
         Key v[M];
-        for (int r = 0; r < M; ++r) v[r] = keys(w + at + r * lanes);
+        for (int r = 0; r < M; ++r) v[r] = keys_ahead(w + at + r * lanes);
         transpose<M>(v);
         sort<0, M>(v);
         const Key threshold = smaller(v[n - 1], every(smallest_nan<T>));

@@ -322,21 +322,27 @@ def clock() -> Callable[[], float]:
     return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
+_EVICTING = 4 << 20
+"""Bytes that leave nothing else in a core's own caches."""
+
+
 def tune(
     packed: PackedWeight, tokens: int, seconds: float = 0.3, activation: Activation | None = None
 ) -> dict[Tiling, float]:
     """Time the tilings worth trying at `tokens` tokens on torch's present threads, and the dense product against the
     best of them; keep what is fastest in `plan`.
 
-    x is written anew before each call, by torch's threads, as the layer before would: which cache it lies in decides
-    between tilings. Returns the fastest time of each in seconds, `DENSE` among them. Candidates far behind the best are
-    dropped after one round. Packed forms that only lost candidates used are freed.
+    Each call finds the caches as in a network: other layers have been there since this weight was read, and x was just
+    written, by torch's threads. What lies where decides between tilings. Returns the fastest time of each in seconds,
+    `DENSE` among them. Candidates far behind the best are dropped after one round. Packed forms that only lost
+    candidates used are freed.
     """
     forms = packed.forms
     key = forms.key(tokens, torch.get_num_threads())
     source = torch.randn(tokens, packed.in_features).to(packed.values.dtype)
     x = source.clone()
     out = x.new_empty(tokens, packed.out_features)
+    other_layers = torch.zeros(torch.get_num_threads() * _EVICTING, dtype=torch.uint8)
     keep = set(forms.packed)
     best: dict[Tiling, float] = {}
     native, now = loaded(), clock()
@@ -346,6 +352,7 @@ def tune(
         run = (call.address, x.data_ptr(), x.stride(0), None, out.data_ptr(), out.stride(0), tokens)
         times = []
         for _ in range(repeats + 1):
+            other_layers.add_(1)
             x.copy_(source)
             start = now()
             checked(native.handle.nmflow_linear(*run, native.parallel_for), f"tuning {tiling}")
