@@ -159,7 +159,7 @@ template <class From>
 class OneToken {
     static constexpr int per_word = From::per_word, reach = From::reach;
     static constexpr int chains = per_word < 4 ? per_word : 4;  // a sum takes longer than its weight's arrival
-    static constexpr int64_t ahead = 64;  // steps; a page of 4 KiB where no hardware prefetcher crosses into the next
+    static constexpr int64_t ahead = 128;  // steps; two pages of 4 KiB, into which no hardware prefetcher crosses
     const Steps<From> &steps;
     int64_t words, width;
     int32_t column[reach * per_word];  // of the chunk of every step of a cycle

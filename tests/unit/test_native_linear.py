@@ -483,6 +483,22 @@ def test_one_token_has_a_form_of_its_own_only_where_indices_get_shorter(reach: i
     assert default_tiling(Key(64, 64, 1, m, "float32", bucket(4), 1), reach).chunk == 0
 
 
+@pytest.mark.parametrize(
+    ("rows", "axis", "n", "m", "tokens", "split"),
+    [
+        (768, 3072, 1, 16, 2048, "tokens"),  # x has 6.3 M numbers, the weight 0.15 M
+        (768, 3072, 1, 16, 128, "rows"),  # 0.39 M and 0.15 M
+        (3072, 768, 2, 4, 2048, "rows"),  # 1.6 M and 1.2 M
+        (16, 64, 1, 32, 64, "rows"),  # too few tokens for two threads
+        (0, 64, 1, 4, 2048, "tokens"),
+    ],
+)
+def test_threads_share_tokens_where_x_is_far_larger(
+    rows: int, axis: int, n: int, m: int, tokens: int, split: Split
+) -> None:
+    assert default_tiling(Key(rows, axis, n, m, "float32", bucket(tokens), 2), 128).split == split
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.integers(0, 5000), st.integers(1, 400), st.integers(1, 3000), st.sampled_from([0, 8, 128]),

@@ -164,8 +164,8 @@ def default_tiling(key: Key, rv_reach: int) -> Tiling:
     of x, but tokens where x is the larger by far.
     """
     tokens = 1 << key.bucket
-    x_over_weight = tokens * key.m / (key.out_features * key.n)
-    split: Split = "tokens" if tokens >= 64 * key.threads and x_over_weight > _X_OVER_WEIGHT else "rows"
+    far_larger_x = tokens * key.m > _X_OVER_WEIGHT * key.out_features * key.n
+    split: Split = "tokens" if tokens >= 64 * key.threads and far_larger_x else "rows"
     if rv_reach and tokens == 1:
         if key.m <= min(rv_reach, _RV_REACH):
             # Shorter indices where a form has them; else it is that of a few tokens, packed once for both.
