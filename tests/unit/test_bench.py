@@ -206,11 +206,13 @@ def test_the_worst_shape_decides() -> None:
     assert "other work took a core in 1 of the rounds" in text
     assert "NO" not in CELL.line()
     assert "NO" in slow.line()
+    cold = dataclasses.replace(CELL, part="cold", tokens=1, layers=24, of_bandwidth=0.6, read_gbs=36.4)
+    assert "60% of reading at 36 GB/s" in cold.line()
 
 
 # ------------------------------------------------------------------------------------------------- results
 def test_results_survive_json_and_the_folder_holds_them(tmp_path: Path) -> None:
-    cold = dataclasses.replace(CELL, part="cold", tokens=1, layers=24, of_bandwidth=0.6, goal=None)
+    cold = dataclasses.replace(CELL, part="cold", tokens=1, layers=24, of_bandwidth=0.6, goal=None, read_gbs=36.4)
     result = KernelResult(SETUP, 15, (CELL, cold, dataclasses.replace(CELL, tokens=196)), (CONVOLUTION,), (MASK,))
     paths = write(result, tmp_path / "new" / "folder")
     assert [path.name for path in paths] == ["results.json", "table.md", "plot.png"]

@@ -139,11 +139,14 @@ def test_one_token_row_by_row(isa: str, dtype: torch.dtype, m: int, short: bool)
 
 
 @pytest.mark.parametrize(("isa", "dtype"), ROW_VECTORS)
-@pytest.mark.parametrize(("rows", "axis", "n", "m", "tokens"), [(485, 512, 1, 8, 23), (203, 4096, 1, 16, 91)])
+@pytest.mark.parametrize(
+    ("rows", "axis", "n", "m", "tokens"), [(485, 512, 1, 8, 23), (203, 4096, 1, 16, 91), (86, 3100, 1, 24, 83)]
+)
 def test_row_vectors_in_blocks_of_the_caches(
     isa: str, dtype: torch.dtype, rows: int, axis: int, n: int, m: int, tokens: int, threads: int
 ) -> None:
-    """More rows than L1 holds beside a tile of tokens, more tokens than L2 holds; neither ends with a block."""
+    """More rows than L1 holds beside a tile of tokens, more tokens than L2 holds, and in bfloat16, from 1:16 on, more
+    columns than L1 holds of both; none of them ends with a block."""
     values, offsets, dense = weight(rows, axis, n, m, dtype)
     packed = native.prepare(values, offsets, rows, axis, n, m, isa=isa)
     x, bias = torch.randn(tokens, axis).to(dtype), torch.randn(rows).to(dtype)

@@ -9,6 +9,9 @@ from typing import Any
 OURS, DENSE, PACKED, CSR = "nmflow", "F.linear", "oneDNN packed", "torch CSR"
 """The contenders of a product; DENSE is a call of `nn.Linear`."""
 
+READING = "reading"
+"""Beside the contenders where weights come from memory: reading it, and nothing else."""
+
 CONV, CONV_LAST = "F.conv2d", "F.conv2d, channels last"
 """Torch's convolution of an input in either order, beside OURS, the product."""
 
@@ -31,11 +34,13 @@ class Cell:
     of_peak: float
     """Multiply-adds with kept weights over the measured peak."""
     of_bandwidth: float | None
-    """Bytes of the packed weight over the measured reading speed, at one token. Above 1: it came from a cache."""
+    """Speed at which the packed weight was read, of the reading speed, at one token. Above 1: it came from a cache."""
     goal: float | None
     tiling: str
     disturbed: int
     """Rounds kept although the process lost a core in them."""
+    read_gbs: float | None = None
+    """Reading speed in the cell's own rounds, where weights come from memory; else the machine's ceiling counts."""
 
     @property
     def over_dense(self) -> float:
@@ -51,6 +56,7 @@ class Cell:
         """For people."""
         others = "  ".join(f"{name} x{ratio:.2f}" for name, ratio in self.over.items())
         bandwidth = "" if self.of_bandwidth is None else f", {self.of_bandwidth:.0%} of reading"
+        bandwidth += "" if self.read_gbs is None else f" at {self.read_gbs:.0f} GB/s"
         goal = "" if self.goal is None else f"  goal {self.goal:g} {'yes' if self.over_dense >= self.goal else 'NO'}"
         return (
             f"{self.part:6} {self.shape[0]:>5}x{self.shape[1]:<5}{self.pattern:>6}{self.tokens:>6}  "

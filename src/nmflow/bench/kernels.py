@@ -10,17 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from nmflow.bench import contenders, goals
-from nmflow.bench.cells import CSR, DENSE, OURS, PACKED, Cell, ConvCell, MaskCell
+from nmflow.bench.cells import CSR, DENSE, OURS, PACKED, READING, Cell, ConvCell, MaskCell
 from nmflow.bench.convolutions import CONV_LAYERS, CONV_PATTERNS, measure_conv
 from nmflow.bench.machine import Setup, examine, require_native
 from nmflow.bench.masks import MASK_PATTERNS, MASK_SHAPES, measure_masks
 from nmflow.bench.results import KernelResult
 from nmflow.bench.settings import PATTERNS, SHAPES, TOKENS, KernelSettings
 from nmflow.bench.timing import Rounds, computing, in_turns
+from nmflow.ops import native_measure
 from nmflow.pattern import Pattern
 from nmflow.runtime.modules import PackedRows
 
 COLD_LAYERS = 24
+_READ_MIB = 256
 _COLD_PATTERNS = ("2:4", "1:8", "1:32")
 _BF16_PATTERNS = ("2:4", "1:8", "1:16", "1:32", "1:128")
 _SLOW = 0.5
@@ -98,8 +100,11 @@ def measure(place: Place, rounds: int, setup: Setup) -> Cell:
     packed = [contenders.packed_dense(layer, place.tokens) for layer in dense]
     if all(each is not None for each in packed):
         sides[PACKED] = called([each for each in packed if each is not None], x)
+    if place.layers > 1:  # how fast memory is changes from minute to minute where others use it too
+        sides[READING] = native_measure.reader(_READ_MIB)
     timed = in_turns(sides, rounds)
     us, over = compared(timed, place.layers)
+    read_gbs = (_READ_MIB << 20) / timed.median(READING) / 1e9 if READING in sides else None
     if place.layers == 1 and (csr := contenders.csr_linear(dense[0])) is not None:
         slow = timed_if_fast({OURS: sides[OURS], CSR: called([csr], x)}, CSR)
         if slow is not None:
@@ -107,7 +112,7 @@ def measure(place: Place, rounds: int, setup: Setup) -> Cell:
     rows = cast(PackedRows, compressed[0].weight_nm.rows[0])
     tiling, nbytes = contenders.chosen(rows, place.tokens)
     flops = 2 * place.tokens * place.shape[0] * pattern.kept(place.shape[1])
-    read = setup.ceilings.read_gbs * 1e3  # bytes a microsecond
+    read = (read_gbs or setup.ceilings.read_gbs) * 1e3  # bytes a microsecond
     return Cell(
         part=place.part,
         shape=place.shape,
@@ -124,6 +129,7 @@ def measure(place: Place, rounds: int, setup: Setup) -> Cell:
         ),
         tiling=contenders.tiling_text(tiling),
         disturbed=timed.disturbed,
+        read_gbs=read_gbs,
     )
 
 
@@ -142,8 +148,9 @@ def called(layers: Sequence[nn.Module], x: Tensor) -> Callable[[], object]:
 
 def compared(timed: Rounds, layers: int = 1) -> tuple[dict[str, float], dict[str, float]]:
     """(microseconds of one layer, ratio over ours) by contender."""
-    us = {name: timed.median(name) / layers * 1e6 for name in timed.seconds}
-    return us, {name: timed.ratio(OURS, name) for name in timed.seconds if name != OURS}
+    names = [name for name in timed.seconds if name != READING]
+    us = {name: timed.median(name) / layers * 1e6 for name in names}
+    return us, {name: timed.ratio(OURS, name) for name in names if name != OURS}
 
 
 def timed_if_fast(sides: Mapping[str, Callable[[], object]], doubtful: str) -> Rounds | None:

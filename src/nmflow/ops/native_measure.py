@@ -6,6 +6,7 @@ Each answers with the best of several tries: a ceiling is what is possible, othe
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from ctypes import POINTER, byref, c_double, c_float, c_int32, c_int64, c_void_p, cast
 from functools import cache
 
@@ -42,19 +43,29 @@ def fma_gflops(dtype: torch.dtype = torch.float32, isa: str | None = None, secon
 
 def read_gbs(mebibytes: int = 256, isa: str | None = None, tries: int = 8) -> float:
     """Reading memory that no cache holds, on torch's threads, 10^9 bytes a second."""
+    read, best = reader(mebibytes, isa), 0.0
+    for _ in range(tries):
+        start = time.perf_counter()
+        nbytes = read()
+        best = max(best, nbytes / (time.perf_counter() - start) / 1e9)
+    return best
+
+
+def reader(mebibytes: int, isa: str | None = None) -> Callable[[], int]:
+    """Takes memory; each call reads all of it once, on torch's threads, and answers how many bytes that were."""
     native, number, threads = _library(), _number(isa), torch.get_num_threads()
     x = torch.ones(mebibytes << 18)
     sums = c_double()
     address = cast(x.data_ptr(), POINTER(c_float))
-    best = 0.0
-    for _ in range(tries):
-        start = time.perf_counter()
+
+    def read() -> int:
         status = native.handle.nmflow_read(number, address, x.numel(), threads, _threads(native), byref(sums))
         checked(status, "reading memory to measure its speed")
-        best = max(best, x.nbytes / (time.perf_counter() - start) / 1e9)
-    if sums.value != x.numel():
-        raise RuntimeError(f"reading {x.numel()} ones gave {sums.value}; the measurement read something else")
-    return best
+        if sums.value != x.numel():
+            raise RuntimeError(f"reading {x.numel()} ones gave {sums.value}; the measurement read something else")
+        return x.nbytes
+
+    return read
 
 
 def copy_gbs(mebibytes: int = 128, tries: int = 8) -> float:
