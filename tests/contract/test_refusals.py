@@ -321,7 +321,7 @@ def check_state_is_refused(
         (lambda state: {**state, "masks": {"nobody.weight": torch.zeros(1, dtype=torch.uint8)}}, "nobody"),
     ],
 )
-def test_a_state_of_another_run(change: Callable[[dict], dict], says: str) -> None:  # type: ignore[type-arg]  # any
+def test_a_state_of_another_run(change: Callable[[dict], dict], says: str) -> None:  # type: ignore[type-arg]  # of anything
     check_state_is_refused(HOST["encoder_layer_train"], change, says)
 
 
@@ -334,7 +334,7 @@ def test_a_state_of_another_run(change: Callable[[dict], dict], says: str) -> No
     ],
 )
 def test_masks_that_do_not_fit(bits: Callable[[Tensor], object], says: str) -> None:
-    def change(state: dict) -> dict:  # type: ignore[type-arg]  # any
+    def change(state: dict) -> dict:  # type: ignore[type-arg]  # of anything
         return {**state, "masks": {label: bits(mask) for label, mask in state["masks"].items()}}
 
     check_state_is_refused(HOST["mha"], change, says, mask_every=2)

@@ -494,6 +494,7 @@ def test_one_token_has_a_form_of_its_own_only_where_indices_get_shorter(reach: i
         (3072, 768, 2, 4, 2048, "rows"),  # 1.6 M and 1.2 M
         (16, 64, 1, 32, 64, "rows"),  # too few tokens for two threads
         (0, 64, 1, 4, 2048, "tokens"),
+        (8192, 768, 1, 64, 256, "tokens"),  # TB, which would transpose all of x in every thread
     ],
 )
 def test_threads_share_tokens_where_x_is_far_larger(

@@ -18,7 +18,7 @@ from nmflow.train.objectives import NOT_COUNTED, Classify, PredictTokens, Regres
 def counts(predicted: list[int], target: list[int]) -> tuple[int, int, int, int]:
     """True and false positives, false and true negatives."""
     pairs = list(zip(predicted, target, strict=True))
-    return tuple(pairs.count(pair) for pair in ((1, 1), (1, 0), (0, 1), (0, 0)))  # type: ignore[return-value]  # four
+    return tuple(pairs.count(pair) for pair in ((1, 1), (1, 0), (0, 1), (0, 0)))  # type: ignore[return-value]  # of 4
 
 
 def one_hot(predicted: list[int], classes: int) -> torch.Tensor:

@@ -118,7 +118,7 @@ def test_a_bare_linear_is_a_model() -> None:
 
 def test_tied_weights_are_one_slot_under_the_first_name() -> None:
     model = Net()
-    model.head.weight = model.embed.weight  # type: ignore[assignment]  # a tie
+    model.head.weight = model.embed.weight  # type: ignore[assignment]  # tied on purpose
     assert taken(model, {"head.weight": "1:4"}) == {"embed.weight": "1:4"}
     assert "embed.weight" not in taken(model, {"re:.*": "1:4"})
 

@@ -55,7 +55,7 @@ class BoundOnCpu:
         self._buffers = buffers
         self._values, self._offsets = _both(buffers)
         self._versions = versions(self._values, self._offsets)
-        self._counted = sum(version >= 0 for version in self._versions)
+        self._counted = sum(version >= 0 for version in self._versions)  # of the two; tensors of inference mode do not
         self._dtype = self._values.dtype
         self._weight = shape, n, m, v
         self._asked = _ASKED.setdefault(shape, {})

@@ -153,19 +153,19 @@ _RV_REACH = 32
 
 
 _X_OVER_WEIGHT = 4
-"""Numbers in x for each kept weight above which threads share out tokens: up to 20 % faster, below it 15 % slower."""
+"""Numbers in x for each kept weight above which RV shares out tokens: up to 20 % faster, below it 15 % slower."""
 
 
 def default_tiling(key: Key, rv_reach: int) -> Tiling:
     """The tiling of a weight that was not measured; `rv_reach`: the widest block that RV permutes, 0 for no RV.
 
     RV needs no transposition of x, and in bfloat16 it multiplies two numbers a lane, where TB computes in float32. TB
-    takes blocks that RV would have to gather. Threads share out rows, so that each reads its part of the weight and all
-    of x, but tokens where x is the larger by far.
+    takes blocks that RV would have to gather. In RV threads share out rows, so that each reads its part of the weight
+    and all of x, but tokens where x is the larger by far; in TB tokens where there are enough: each transposes its own.
     """
     tokens = 1 << key.bucket
+    enough_tokens = tokens >= 64 * key.threads
     far_larger_x = tokens * key.m > _X_OVER_WEIGHT * key.out_features * key.n
-    split: Split = "tokens" if tokens >= 64 * key.threads and far_larger_x else "rows"
     if rv_reach and tokens == 1:
         if key.m <= min(rv_reach, _RV_REACH):
             # Shorter indices where a form has them; else it is that of a few tokens, packed once for both.
@@ -173,8 +173,8 @@ def default_tiling(key: Key, rv_reach: int) -> Tiling:
             return Tiling("rv", key.m if shorter else 0, 1, 1)
         return Tiling("rv", 0, 1, 4)
     if key.m <= (rv_reach if key.dtype == "bfloat16" else min(rv_reach, _RV_REACH)):
-        return Tiling("rv", 0, 5, 4, split)
-    return tb_tiling(key.n, key.m, key.in_features, tokens, split)
+        return Tiling("rv", 0, 5, 4, "tokens" if enough_tokens and far_larger_x else "rows")
+    return tb_tiling(key.n, key.m, key.in_features, tokens, "tokens" if enough_tokens else "rows")
 
 
 def tb_tiling(n: int, m: int, in_features: int, tokens: int, split: Split) -> Tiling:

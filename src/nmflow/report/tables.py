@@ -227,7 +227,7 @@ def table_lines(cells: Sequence[Cell]) -> list[str]:
         n = f"{cell.n}" if not cell.missing else f"{cell.n} of {len(cell.seeds)}"
         rows.append([cell.pattern, cell.recipe, cell.text(), n, measure.number(cell.min), measure.number(cell.max)])
         known = dense is not None and cell.mean is not None and cell.pattern != "dense"
-        rows[-1].append(measure.number(cell.mean - dense, sign=True) if known else "")  # type: ignore[operator]  # it is
+        rows[-1].append(measure.number(cell.mean - dense, sign=True) if known else "")  # type: ignore[operator]  # known
     return markdown(rows)
 
 

@@ -358,7 +358,7 @@ class NMConv2d(_Stored, nn.Conv2d):
     def windows(self, input: Tensor) -> Tensor:
         """What the product takes, [batch, rows, columns, K]."""
         padding = tuple(self._reversed_padding_repeated_twice)
-        return windows(input, self.kernel_size, self.stride, padding, self.dilation)  # type: ignore[arg-type]  # 2-D
+        return windows(input, self.kernel_size, self.stride, padding, self.dilation)  # type: ignore[arg-type]  # all pairs
 
 
 def _needs_grad(bias: Tensor | None) -> bool:

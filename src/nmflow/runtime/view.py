@@ -65,7 +65,7 @@ class WeightView(Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         if func in _METADATA:
-            return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]  # torch
+            return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]  # torch's
         written = args[0] if args else next(iter(kwargs.values()), None)
         if isinstance(kwargs.get("out"), WeightView) or (
             isinstance(written, WeightView) and _writes(getattr(func, "__name__", ""))
