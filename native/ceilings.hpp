@@ -30,13 +30,22 @@ static double spin(int64_t rounds, float seed) {
     return total(sum, chains);
 }
 
+// Four quarters side by side, two cache lines at a time: from memory a core reads 10 to 20 % more in several places than in one.
 static double read(const float *x, int64_t count) {
-    V sum[8] = {};
-    int64_t i = 0;
-    for (; i + 8 * lanes <= count; i += 8 * lanes)
-        for (int k = 0; k < 8; ++k) sum[k] = sum[k] + load(x + i + k * lanes);
-    double rest = total(sum, 8);
-    for (; i < count; ++i) rest += x[i];
+    constexpr int places = 4, step = 32;
+    const int64_t quarter = count / (places * step) * step;
+    V sum[2 * places] = {};
+    for (int64_t i = 0; i < quarter; i += step) {
+        NMFLOW_UNROLLED
+        for (int p = 0; p < places; ++p)
+            NMFLOW_UNROLLED
+            for (int k = 0; k < step; k += lanes) {
+                V &here = sum[2 * p + k / lanes % 2];
+                here = here + load(x + p * quarter + i + k);
+            }
+    }
+    double rest = total(sum, 2 * places);
+    for (int64_t i = places * quarter; i < count; ++i) rest += x[i];
     return rest;
 }
 

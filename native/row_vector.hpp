@@ -6,7 +6,7 @@
 //           for a step of the chunk:  sum[rows][token] += value[rows] * x[index[rows]]
 //       after the last block, sums + bias, activation -> y
 //
-// One token at a time has a loop of its own (`OneToken`): one vector of rows after another, in the order of memory.
+// One token at a time has a loop of its own (`OneToken`): two vectors of rows at once, from two halves of the weight.
 //
 // Packed weight: values [row vectors][steps][lanes], index the column within the chunk. A step is what one multiplication
 // takes of a row: a kept weight (float32) or two (bfloat16). Rows that fill up the last vector have value 0 and index 0.
@@ -166,14 +166,14 @@ static void rv_tile(const Job &job, const Steps<From> &steps, int64_t vector, in
     }
 }
 
-// One token. The weight's bytes are the time, and memory is fastest where it is read from one end to the other. The chunk
-// a step lies in comes from a table, so that a word's steps are one straight piece of code whatever the pattern is: words
-// and chunks begin together again after `words` of them and `width` columns, a cycle.
+// One token. The weight's bytes are the time, and a core reads most where it reads two places at once, each from one end to
+// the other. The chunk a step lies in comes from a table, so that a word's steps are one straight piece of code whatever the
+// pattern is: words and chunks begin together again after `words` of them and `width` columns, a cycle.
 template <class From>
 class OneToken {
     static constexpr int per_word = From::per_word, reach = From::reach;
-    static constexpr int chains = per_word < 4 ? per_word : 4;  // a sum takes longer than its weight's arrival
-    static constexpr int64_t ahead = 128;  // steps; two pages of 4 KiB, into which no hardware prefetcher crosses
+    static constexpr int chains = per_word < 2 ? per_word : 2;  // of a place; a sum takes longer than its weight's arrival
+    static constexpr int64_t ahead = 48;  // steps; hardware prefetchers alone stop at the end of every page
     const Steps<From> &steps;
     int64_t words, width;
     int32_t column[reach * per_word];  // of the chunk of every step of a cycle
@@ -186,32 +186,48 @@ class OneToken {
             column[i] = static_cast<int32_t>(i / steps.of_chunk * steps.l.chunk);
     }
 
-    inline V sum(const float *values, const uint32_t *word, const typename From::X *x) const {
+    // -> out: the sums of `Places` vectors of rows, `apart` vectors from one to the next.
+    template <int Places>
+    inline void sums(const float *values, const uint32_t *word, int64_t apart, const typename From::X *x, V *out) const {
         const nmflow_layout &l = steps.l;
-        V sums[chains];
+        const int64_t values_apart = apart * steps.values, words_apart = apart * steps.words;
+        V sum[Places][chains];
         NMFLOW_UNROLLED
-        for (int i = 0; i < chains; ++i) sums[i] = broadcast(0.0f);
+        for (int p = 0; p < Places; ++p)
+            NMFLOW_UNROLLED
+            for (int i = 0; i < chains; ++i) sum[p][i] = broadcast(0.0f);
         int64_t k = 0;
         for (; k + width - l.chunk + reach <= l.cols; k += width)  // what a whole load would overrun is left
             for (const int32_t *at = column; at < column + words * per_word; at += per_word) {
-                I index = load(word);
-                __builtin_prefetch(word + ahead / per_word * lanes);
+                I index[Places];
+                NMFLOW_UNROLLED
+                for (int p = 0; p < Places; ++p) {
+                    index[p] = load(word + p * words_apart);
+                    __builtin_prefetch(word + p * words_apart + div_up(ahead, per_word) * lanes);
+                }
                 NMFLOW_UNROLLED
                 for (int s = 0; s < per_word; ++s) {
                     From from;
                     from.read(x + k + at[s]);
-                    sums[s % chains] = from.plus(sums[s % chains], load(values + s * lanes), index);
-                    index = From::next(index);
-                    __builtin_prefetch(values + (ahead + s) * lanes);
+                    NMFLOW_UNROLLED
+                    for (int p = 0; p < Places; ++p) {
+                        const float *value = values + p * values_apart + s * lanes;
+                        sum[p][s % chains] = from.plus(sum[p][s % chains], load(value), index[p]);
+                        index[p] = From::next(index[p]);
+                        __builtin_prefetch(value + ahead * lanes);
+                    }
                 }
                 values += per_word * lanes;
                 word += lanes;
             }
-        V all[1][1] = {{sums[0]}};
         NMFLOW_UNROLLED
-        for (int i = 1; i < chains; ++i) all[0][0] += sums[i];
-        rv_add(steps, values, word, x, 0, k, l.cols, all);
-        return all[0][0];
+        for (int p = 0; p < Places; ++p) {
+            V all[1][1] = {{sum[p][0]}};
+            NMFLOW_UNROLLED
+            for (int i = 1; i < chains; ++i) all[0][0] += sum[p][i];
+            rv_add(steps, values + p * values_apart, word + p * words_apart, x, 0, k, l.cols, all);
+            out[p] = all[0][0];
+        }
     }
 };
 
@@ -241,17 +257,25 @@ static RvTile<From> rv_tile_of(int rows, int tokens) {
     return rv_tile_of<From, 1>(tokens, Upto());
 }
 
-// Row vectors [begin, end), one token.
+// Row vectors [begin, end), one token: one of the first half beside one of the second, and the last where they are odd.
 template <class From>
 static void rv_run_one(const Job &job, int64_t begin, int64_t end) {
     const nmflow_weight &w = *job.weight;
     const Steps<From> steps(w.layout);
     const OneToken<From> one(steps);
-    for (int64_t vector = begin; vector < end; ++vector) {
-        V sum = one.sum(static_cast<const float *>(w.values) + vector * steps.values,
-                        static_cast<const uint32_t *>(w.index) + vector * steps.words,
-                        static_cast<const typename From::X *>(job.x));
-        rv_put<From>(job, vector, 1, 0, 1, &sum);
+    const float *values = static_cast<const float *>(w.values);
+    const uint32_t *words = static_cast<const uint32_t *>(w.index);
+    const auto *x = static_cast<const typename From::X *>(job.x);
+    const int64_t half = (end - begin) / 2;
+    V sum[2];
+    for (int64_t vector = begin; vector < begin + half; ++vector) {
+        one.template sums<2>(values + vector * steps.values, words + vector * steps.words, half, x, sum);
+        rv_put<From>(job, vector, 1, 0, 1, sum);
+        rv_put<From>(job, vector + half, 1, 0, 1, sum + 1);
+    }
+    for (int64_t vector = begin + 2 * half; vector < end; ++vector) {
+        one.template sums<1>(values + vector * steps.values, words + vector * steps.words, 0, x, sum);
+        rv_put<From>(job, vector, 1, 0, 1, sum);
     }
 }
 
