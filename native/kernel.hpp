@@ -29,7 +29,7 @@ struct Ceilings {
     double (*read)(const float *x, int64_t count);
 };
 
-// The same for a dense weight; units are `stream_rows` of its rows.
+// The same for a dense weight; units are its rows.
 struct StreamJob {
     const nmflow_dense *dense;
     const void *x, *bias;
@@ -37,7 +37,6 @@ struct StreamJob {
     int64_t x_stride, y_stride, tokens;
 };
 using Stream = void (*)(const StreamJob &, int64_t begin, int64_t end);
-constexpr int stream_rows = 4;
 
 // Fewer multiplications than this are done before a second thread has woken up.
 constexpr int64_t worth_sharing = 16384;

@@ -29,9 +29,8 @@ extern "C" int32_t nmflow_stream(const nmflow_dense *dense, const void *x, int64
     const Kernels *kernels = kernels_of(dense->isa == NMFLOW_ISA_AUTO ? nmflow_best_isa() : dense->isa);
     if (!kernels) return NMFLOW_UNSUPPORTED;
     Call call = {{dense, x, bias, y, x_stride, y_stride, tokens}, kernels->stream};
-    const int64_t units = div_up(dense->rows, stream_rows);
-    if (parallel && units > 1 && dense->rows * dense->cols * tokens >= worth_sharing)
-        return parallel(0, units, 1, run_part, &call) ? NMFLOW_NO_MEMORY : NMFLOW_OK;
-    run_part(0, units, &call);
+    if (parallel && dense->rows > 1 && dense->rows * dense->cols * tokens >= worth_sharing)
+        return parallel(0, dense->rows, 1, run_part, &call) ? NMFLOW_NO_MEMORY : NMFLOW_OK;
+    run_part(0, dense->rows, &call);
     return NMFLOW_OK;
 }
