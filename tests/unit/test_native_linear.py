@@ -127,7 +127,7 @@ def test_one_token_row_by_row(isa: str, dtype: torch.dtype, m: int, short: bool)
     """However the kept weights of a chunk fall into words of indices: whole cycles of them, parts of one, a tail."""
     m = min(m, 64 if dtype == torch.bfloat16 else m)  # its widest
     for i, n in enumerate(sorted({1, min(2, m), min(3, m), m // 2 or 1, m - 1 or 1, m})):
-        for rows, axis in ((37, 3 * m), (16, 131), (5, 48 * m + 7), (33, 1024)):
+        for rows, axis in ((37, 3 * m), (16, 131), (5, 48 * m + 7), (33, 1024), (165, 515)):
             values, offsets, dense = weight(rows, axis, n, m, dtype, i)
             packed = native.prepare(values, offsets, rows, axis, n, m, isa=isa)
             choose(packed, 1, Tiling("rv", m if short else 0, 1, 1))
