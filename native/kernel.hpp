@@ -38,6 +38,9 @@ struct StreamJob {
 };
 using Stream = void (*)(const StreamJob &, int64_t begin, int64_t end);
 
+// How far ahead of itself a loop asks for a weight that it reads once. Hardware prefetchers alone stop at the end of a page.
+constexpr int64_t bytes_ahead = 48 * 64;
+
 // Fewer multiplications than this are done before a second thread has woken up.
 constexpr int64_t worth_sharing = 16384;
 

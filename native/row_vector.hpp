@@ -173,7 +173,7 @@ template <class From>
 class OneToken {
     static constexpr int per_word = From::per_word, reach = From::reach;
     static constexpr int chains = per_word < 2 ? per_word : 2;  // of a place; a sum takes longer than its weight's arrival
-    static constexpr int64_t ahead = 48;  // steps; hardware prefetchers alone stop at the end of every page
+    static constexpr int64_t ahead = bytes_ahead / (4 * lanes);  // steps
     const Steps<From> &steps;
     int64_t words, width;
     int32_t column[reach * per_word];  // of the chunk of every step of a cycle

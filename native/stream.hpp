@@ -15,8 +15,6 @@ static inline float total(V v) {
     return part[0];
 }
 
-constexpr int64_t stream_ahead = 48 * 64;  // bytes; hardware prefetchers alone stop at the end of every page
-
 // `Rows` rows, `apart` from one to the next, and `Tokens` tokens from `token` on.
 template <class X, int Rows, int Tokens>
 static void stream_tile(const StreamJob &job, int64_t row, int64_t apart, int64_t token) {
@@ -33,7 +31,7 @@ static void stream_tile(const StreamJob &job, int64_t row, int64_t apart, int64_
         for (int t = 0; t < Tokens; ++t) of_x[t] = load(x[t] + k);
         for (int r = 0; r < Rows; ++r) {
             const V of_w = load(w[r] + k);
-            __builtin_prefetch(reinterpret_cast<const char *>(w[r] + k) + stream_ahead);
+            __builtin_prefetch(reinterpret_cast<const char *>(w[r] + k) + bytes_ahead);
             for (int t = 0; t < Tokens; ++t) sum[r][t] = fma(of_w, of_x[t], sum[r][t]);
         }
     }
