@@ -15,9 +15,10 @@ static inline float total(V v) {
     return part[0];
 }
 
-// `Rows` rows, `apart` from one to the next, and `Tokens` tokens from `token` on.
+// The sums of `Rows` rows, `apart` from one to the next, and of `Tokens` tokens from `token` on -> number `at` of y.
 template <class X, int Rows, int Tokens>
-static void stream_tile(const StreamJob &job, int64_t row, int64_t apart, int64_t token) {
+static void stream_sums(const StreamJob &job, int64_t row, int64_t apart, int64_t token, V (&y)[Rows][Tokens],
+                        int64_t at) {
     const nmflow_dense &d = *job.dense;
     const X *w[Rows], *x[Tokens];
     for (int r = 0; r < Rows; ++r) w[r] = static_cast<const X *>(d.w) + (row + r * apart) * d.w_stride;
@@ -42,23 +43,33 @@ static void stream_tile(const StreamJob &job, int64_t row, int64_t apart, int64_
             for (int t = 0; t < Tokens; ++t) sum[r][t] = fma(of_w, load_first(x[t] + k, rest), sum[r][t]);
         }
     }
-    const X *bias = static_cast<const X *>(job.bias);
     for (int r = 0; r < Rows; ++r)
-        for (int t = 0; t < Tokens; ++t) {
-            const int64_t at = row + r * apart;
-            V y = broadcast(total(sum[r][t]));
-            if (bias) y += load_first(bias + at, 1);
-            if (d.activation) activate(&y, 1, d.activation);
-            store_first(static_cast<X *>(job.y) + (token + t) * job.y_stride + at, y, 1);
-        }
+        for (int t = 0; t < Tokens; ++t) y[r][t][at] = total(sum[r][t]);
+}
+
+// `count` rows from `row` on, and as many from each further place: at most a vector of y, which is finished at once.
+template <class X, int Rows, int Tokens>
+static void stream_tile(const StreamJob &job, int64_t row, int64_t count, int64_t apart, int64_t token) {
+    V y[Rows][Tokens] = {};
+    for (int64_t i = 0; i < count; ++i) stream_sums<X>(job, row + i, apart, token, y, i);
+    const X *bias = static_cast<const X *>(job.bias);
+    for (int r = 0; bias && r < Rows; ++r) {
+        const V add = load_first(bias + row + r * apart, count);
+        for (int t = 0; t < Tokens; ++t) y[r][t] += add;
+    }
+    if (job.dense->activation) activate(&y[0][0], Rows * Tokens, job.dense->activation);
+    for (int r = 0; r < Rows; ++r)
+        for (int t = 0; t < Tokens; ++t)
+            store_first(static_cast<X *>(job.y) + (token + t) * job.y_stride + row + r * apart, y[r][t], count);
 }
 
 // Rows [begin, end): one of the first half beside one of the second, as a core reads most in two places at once.
 template <class X, int Tokens>
 static void stream_halves(const StreamJob &job, int64_t begin, int64_t end, int64_t token) {
-    const int64_t half = (end - begin) / 2;
-    for (int64_t row = begin; row < begin + half; ++row) stream_tile<X, 2, Tokens>(job, row, half, token);
-    for (int64_t row = begin + 2 * half; row < end; ++row) stream_tile<X, 1, Tokens>(job, row, 0, token);
+    const int64_t half = (end - begin) / 2, second = begin + half;
+    for (int64_t row = begin; row < second; row += lanes)
+        stream_tile<X, 2, Tokens>(job, row, least(lanes, second - row), half, token);
+    if (second + half < end) stream_tile<X, 1, Tokens>(job, end - 1, 1, 0, token);
 }
 
 template <class X>
