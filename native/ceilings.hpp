@@ -30,7 +30,7 @@ static double spin(int64_t rounds, float seed) {
     return total(sum, chains);
 }
 
-// Four quarters side by side, two cache lines at a time: from memory a core reads 10 to 20 % more in several places than in one.
+// Four quarters side by side, two cache lines at a time: in several places a core reads 10 to 20 % more than in one.
 static double read(const float *x, int64_t count) {
     constexpr int places = 4, step = 32;
     const int64_t quarter = count / (places * step) * step;

@@ -172,7 +172,7 @@ static void rv_tile(const Job &job, const Steps<From> &steps, int64_t vector, in
 template <class From>
 class OneToken {
     static constexpr int per_word = From::per_word, reach = From::reach;
-    static constexpr int chains = per_word < 2 ? per_word : 2;  // of a place; a sum takes longer than its weight's arrival
+    static constexpr int chains = 2;  // of a place; a sum takes longer than its weight's arrival
     static constexpr int64_t ahead = bytes_ahead / (4 * lanes);  // steps
     const Steps<From> &steps;
     int64_t words, width;
