@@ -12,10 +12,12 @@ static bool has_avx512() {
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 static bool has_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+bool has_vbmi() { return has_avx512() && __builtin_cpu_supports("avx512vbmi"); }
 #else
 static bool has_avx2() { return false; }
 static bool has_avx512() { return false; }
 static bool has_bf16() { return false; }
+bool has_vbmi() { return false; }
 #endif
 
 const Kernels *kernels_of(int isa) {

@@ -49,6 +49,7 @@ struct Kernels {
     int rv_reach;       // most columns one RV lookup reaches in float32
     int rv_bf16_reach;  // the same in bfloat16; 0 where there is no such kernel
     Kernel tb, rv, rv_bf16;
+    Kernel rv_short;  // float32 values of 24 bits; null where there is no such kernel
     Stream stream;
     const Ceilings *ceilings;
     const Spin *spin_bf16;  // null as rv_bf16 is
@@ -60,6 +61,9 @@ extern const Kernels portable_kernels;
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
 
+// Whether this machine permutes bytes (avx512_vbmi), as `rv_short` does.
+bool has_vbmi();
+
 // This thread's scratch memory, 64-byte aligned, at least `bytes`; null where there is none. Contents undefined.
 void *scratch(size_t bytes);
 
@@ -68,6 +72,11 @@ static inline int64_t kept_in(int64_t cols, int64_t n, int64_t m) {
     const int64_t tail = cols % m;
     return cols / m * n + (tail < n ? tail : n);
 }
+
+// What values of 24 bits (`nmflow_layout::value_bits`) look like: a table of exponents in front of them, and beside every
+// index, above it, which of them.
+constexpr int exponent_bits = 4, exponents = 1 << exponent_bits;
+constexpr int64_t short_before = 4 * exponents, short_after = 16;  // bytes: the table, and what a whole load overruns
 
 // Bits of an index below `reach`.
 static constexpr int bits_below(int64_t reach) { return reach <= 1 ? 0 : 1 + bits_below((reach + 1) / 2); }

@@ -22,6 +22,7 @@ int complete_tb(nmflow_layout &l, const Kernels &k) {
 int complete_rv(nmflow_layout &l, const Kernels &k) {
     l.lanes = k.lanes;
     const int64_t vectors = div_up(l.rows, l.lanes);
+    if (l.value_bits && l.dtype != NMFLOW_F32) return NMFLOW_UNSUPPORTED;
     if (l.dtype == NMFLOW_BF16) {
         if (!k.rv_bf16 || !nmflow_has_bf16() || l.m > k.rv_bf16_reach) return NMFLOW_UNSUPPORTED;
         // One register reaches half; it is enough where it holds a pair of slots.
@@ -43,7 +44,12 @@ int complete_rv(nmflow_layout &l, const Kernels &k) {
     const bool picked = l.m <= reach;
     l.chunk = static_cast<int32_t>(picked ? blocks_within(reach, l.m) : l.m);
     l.index_bits = picked ? bits_below(reach) : l.chunk <= 256 ? 8 : 16;
-    l.values_size = vectors * l.kept * l.lanes * 4;
+    if (l.value_bits) {
+        if (!k.rv_short || !has_vbmi() || !picked || reach >= k.lanes) return NMFLOW_UNSUPPORTED;
+        l.index_bits += exponent_bits;
+    }
+    l.values_size = vectors * l.kept * l.lanes * (l.value_bits ? 3 : 4);
+    if (l.value_bits) l.values_size += short_before + short_after;
     l.index_size = vectors * div_up(l.kept, 32 / l.index_bits) * l.lanes * 4;
     return NMFLOW_OK;
 }
@@ -52,9 +58,10 @@ struct Packing {
     const nmflow_layout *layout;
     const void *values, *offsets;
     void *packed_values, *packed_index;
+    uint8_t code_of[256];  // values of 24 bits: the place of an exponent in their table
 };
 
-uint32_t value_bits(const Packing &p, int64_t at) {  // of a float
+uint32_t float_bits(const Packing &p, int64_t at) {
     uint32_t bits;
     if (p.layout->dtype == NMFLOW_F32)
         memcpy(&bits, static_cast<const float *>(p.values) + at, 4);
@@ -96,6 +103,33 @@ void put_rv(const Packing &p, Slot slot, uint32_t bits, int64_t index) {
     put_index<uint32_t>(p, vector, step, lane, l.lanes, index);
 }
 
+// Sign and mantissa in three bytes, the exponent's code above the index.
+void put_short(const Packing &p, Slot slot, uint32_t bits, int64_t index) {
+    const nmflow_layout &l = *p.layout;
+    const int64_t vector = slot.row / l.lanes, lane = slot.row % l.lanes, step = slot.before + slot.s;
+    uint8_t *to = static_cast<uint8_t *>(p.packed_values) + short_before + 3 * ((vector * l.kept + step) * l.lanes + lane);
+    to[0] = static_cast<uint8_t>(bits);
+    to[1] = static_cast<uint8_t>(bits >> 8);
+    to[2] = static_cast<uint8_t>((bits >> 16 & 0x7F) | bits >> 31 << 7);
+    const int64_t code = p.code_of[bits >> 23 & 0xFF];
+    put_index<uint32_t>(p, vector, step, lane, l.lanes, index | code << (l.index_bits - exponent_bits));
+}
+
+// The table of exponents, as the upper bits of floats, and where each lies in it; whether they are few enough.
+bool find_exponents(Packing &p, uint32_t *table) {
+    const int64_t count = p.layout->rows * p.layout->kept;
+    bool there[256] = {};
+    for (int64_t i = 0; i < count; ++i) there[float_bits(p, i) >> 23 & 0xFF] = true;
+    int found = 0;
+    for (uint32_t exponent = 0; exponent < 256; ++exponent) {
+        if (!there[exponent]) continue;
+        if (found == exponents) return false;
+        p.code_of[exponent] = static_cast<uint8_t>(found);
+        table[found++] = exponent << 23;
+    }
+    return true;
+}
+
 void put_pairs(const Packing &p, Slot slot, uint32_t bits, int64_t index) {
     const nmflow_layout &l = *p.layout;
     const int64_t vector = slot.row / l.lanes, lane = slot.row % l.lanes * 2 + slot.s % 2, width = 2 * l.lanes;
@@ -109,7 +143,7 @@ void pack_rows(int64_t begin, int64_t end, void *context) {
     const Packing &p = *static_cast<const Packing *>(context);
     const nmflow_layout &l = *p.layout;
     const bool pairs = l.algorithm == NMFLOW_RV && l.dtype == NMFLOW_BF16;
-    const auto put = l.algorithm == NMFLOW_TB ? put_tb : pairs ? put_pairs : put_rv;
+    const auto put = l.algorithm == NMFLOW_TB ? put_tb : pairs ? put_pairs : l.value_bits ? put_short : put_rv;
     for (int64_t row = begin; row < end; ++row) {
         int64_t from = row * l.kept, before = 0;
         for (int64_t k = 0; k < l.cols; k += l.chunk) {
@@ -121,7 +155,7 @@ void pack_rows(int64_t begin, int64_t end, void *context) {
                 if (s < stored && row < l.rows) {
                     const int64_t offset = l.m <= 256 ? static_cast<const uint8_t *>(p.offsets)[from + s]
                                                       : static_cast<const uint16_t *>(p.offsets)[from + s];
-                    bits = value_bits(p, from + s);
+                    bits = float_bits(p, from + s);
                     index = s / l.n * l.m + offset;
                 }
                 put(p, {row, before, here, s}, bits, index);
@@ -143,6 +177,7 @@ extern "C" int32_t nmflow_layout_init(nmflow_layout *layout) {
     if (l.rows < 0 || l.cols < 0 || l.rows >= most || l.cols >= most) return NMFLOW_BAD_ARGUMENT;
     if (l.n < 1 || l.n > l.m || l.m > 65536) return NMFLOW_BAD_ARGUMENT;
     if (l.dtype != NMFLOW_F32 && l.dtype != NMFLOW_BF16) return NMFLOW_BAD_ARGUMENT;
+    if (l.value_bits && (l.value_bits != 24 || l.algorithm != NMFLOW_RV)) return NMFLOW_BAD_ARGUMENT;
     if (l.isa == NMFLOW_ISA_AUTO) l.isa = nmflow_best_isa();
     const Kernels *kernels = kernels_of(l.isa);
     if (!kernels) return NMFLOW_UNSUPPORTED;
@@ -156,8 +191,13 @@ extern "C" int32_t nmflow_layout_init(nmflow_layout *layout) {
 
 extern "C" int32_t nmflow_pack(const nmflow_layout *layout, const void *values, const void *offsets,
                                void *packed_values, void *packed_index, nmflow_parallel_for parallel) {
-    Packing packing = {layout, values, offsets, packed_values, packed_index};
+    Packing packing = {layout, values, offsets, packed_values, packed_index, {}};
     int64_t rows = layout->rows;
+    if (layout->value_bits) {
+        uint32_t table[exponents] = {};
+        if (!find_exponents(packing, table)) return NMFLOW_UNSUPPORTED;
+        memcpy(packed_values, table, sizeof table);
+    }
     if (layout->algorithm != NMFLOW_TB) rows = div_up(rows, layout->lanes) * layout->lanes;  // the filling too
     if (rows == 0) return NMFLOW_OK;
     if (parallel) return parallel(0, rows, 64, pack_rows, &packing) ? NMFLOW_NO_MEMORY : NMFLOW_OK;

@@ -39,7 +39,10 @@ extern "C" int32_t nmflow_linear(const nmflow_weight *weight, const void *x, int
     const Kernels *kernels = kernels_of(l.isa);
     if (!kernels) return NMFLOW_UNSUPPORTED;
     const bool rv = l.algorithm != NMFLOW_TB;
-    const Kernel kernel = !rv ? kernels->tb : l.dtype == NMFLOW_BF16 ? kernels->rv_bf16 : kernels->rv;
+    const Kernel kernel = !rv                     ? kernels->tb
+                          : l.dtype == NMFLOW_BF16 ? kernels->rv_bf16
+                          : l.value_bits           ? kernels->rv_short
+                                                   : kernels->rv;
     if (!kernel) return NMFLOW_UNSUPPORTED;
 
     bool out_of_memory = false;

@@ -23,7 +23,7 @@ extern "C" {
 #define NMFLOW_API
 #endif
 
-#define NMFLOW_ABI_VERSION 8
+#define NMFLOW_ABI_VERSION 9
 
 enum nmflow_dtype { NMFLOW_F32 = 0, NMFLOW_BF16 = 1 };
 
@@ -59,6 +59,8 @@ typedef struct nmflow_layout {
     int32_t algorithm;
     int32_t chunk; /* columns that are worked on together. TB: any multiple of m. RV: 0 for as many as a vector of x
                       holds, anything else (float32) for few, whose indices have fewer bits */
+    int32_t value_bits; /* 0: values as they are. 24 (RV in float32, a chunk of few): sign and mantissa, and beside the
+                           index one of 16 exponents. Nothing is lost, but values of more exponents are not taken */
     /* set by nmflow_layout_init */
     int32_t lanes;         /* rows (RV) or tokens (TB) of one vector */
     int32_t index_bits;    /* of one packed index; TB: 8 or 16, RV: as few as reach a chunk, see row_vector.hpp */
@@ -86,7 +88,8 @@ NMFLOW_API int32_t nmflow_best_isa(void);
 NMFLOW_API int32_t nmflow_has_bf16(void);
 
 NMFLOW_API int32_t nmflow_layout_init(nmflow_layout *layout);
-/* values [rows, kept] of the layout's dtype, offsets [rows, kept] of one byte (m <= 256) or two. */
+/* values [rows, kept] of the layout's dtype, offsets [rows, kept] of one byte (m <= 256) or two. NMFLOW_UNSUPPORTED, with
+   nothing written, where the layout has values of 24 bits and these have more than 16 exponents. */
 NMFLOW_API int32_t nmflow_pack(const nmflow_layout *layout, const void *values, const void *offsets,
                                void *packed_values, void *packed_index, nmflow_parallel_for parallel);
 

@@ -14,8 +14,9 @@
 // chunk, the first one lowest: words [row vectors][words][lanes]. A shift brings up the next one; converting from bytes
 // would cost as much as two weights, and a lane for every index eight times the memory.
 //
-// `From` says where x is found and what a step is (row_vector_f32.hpp, isa/avx512_bf16.cpp):
+// `From` says where x is found and what a step is (row_vector_f32.hpp, isa/avx512_bf16.cpp, isa/avx512_vbmi.cpp):
 //   X                          an entry of x, bias and y
+//   Values                     how a step's values are stored
 //   steps(kept)                of so many kept weights of a row
 //   per_word, next(index)      indices of a word; brings up the next one
 //   reach, cost, most_tokens   columns of a whole load (0: any number), registers a token, tokens of a tile
@@ -47,15 +48,30 @@ struct Columns {
     int64_t values, words;  // packed entries of one vector of rows before them
 };
 
+// A step's values as they are, `size` floats of memory.
+struct Plain {
+    static constexpr int64_t before = 0, size = lanes;
+    explicit Plain(const float *) {}
+    inline V operator()(const float *step, I) const { return load(step); }
+};
+
 // The steps of a packed weight.
 template <class From>
 struct Steps {
     const nmflow_layout &l;
+    const typename From::Values value;  // of a step, by its place and its word
+    const float *first_value;
+    const uint32_t *first_word;
     int64_t of_chunk;       // a whole one
     int64_t values, words;  // packed entries of one vector of rows
-    explicit Steps(const nmflow_layout &layout) : l(layout), of_chunk(From::steps(kept_in(l.chunk, l.n, l.m))) {
+    explicit Steps(const nmflow_weight &w)
+        : l(w.layout),
+          value(static_cast<const float *>(w.values)),
+          first_value(static_cast<const float *>(w.values) + From::Values::before),
+          first_word(static_cast<const uint32_t *>(w.index)),
+          of_chunk(From::steps(kept_in(l.chunk, l.n, l.m))) {
         const int64_t all = l.cols / l.chunk * of_chunk + From::steps(kept_in(l.cols % l.chunk, l.n, l.m));
-        values = all * lanes;
+        values = all * From::Values::size;
         words = div_up(all, From::per_word) * lanes;
     }
 };
@@ -82,12 +98,12 @@ static inline __attribute__((always_inline)) void rv_add(const Steps<From> &step
             --left;
             NMFLOW_UNROLLED
             for (int r = 0; r < Rows; ++r) {
-                const V value = load(values + r * values_stride);
+                const V value = steps.value(values + r * values_stride, index[r]);
                 NMFLOW_UNROLLED
                 for (int t = 0; t < Tokens; ++t) sum[r][t] = from[t].plus(sum[r][t], value, index[r]);
                 index[r] = From::next(index[r]);
             }
-            values += lanes;
+            values += From::Values::size;
         }
     };
     From from[Tokens];
@@ -134,8 +150,8 @@ static void rv_tile(const Job &job, const Steps<From> &steps, int64_t vector, in
     for (int r = 0; r < Rows; ++r)
         NMFLOW_UNROLLED
         for (int t = 0; t < Tokens; ++t) sum[r][t] = block.begin ? sums[r * Tokens + t] : broadcast(0.0f);
-    rv_add(steps, static_cast<const float *>(w.values) + vector * steps.values + block.values,
-           static_cast<const uint32_t *>(w.index) + vector * steps.words + block.words,
+    rv_add(steps, steps.first_value + vector * steps.values + block.values,
+           steps.first_word + vector * steps.words + block.words,
            static_cast<const X *>(job.x) + token * job.x_stride, job.x_stride, block.begin, block.end, sum);
 
     const bool last = block.end == w.layout.cols;
@@ -173,7 +189,7 @@ template <class From>
 class OneToken {
     static constexpr int per_word = From::per_word, reach = From::reach;
     static constexpr int chains = 2;  // of a place; a sum takes longer than its weight's arrival
-    static constexpr int64_t ahead = bytes_ahead / (4 * lanes);  // steps
+    static constexpr int64_t size = From::Values::size, ahead = bytes_ahead / (4 * size);  // steps
     const Steps<From> &steps;
     int64_t words, width;
     int32_t column[reach * per_word];  // of the chunk of every step of a cycle
@@ -211,13 +227,13 @@ class OneToken {
                     from.read(x + k + at[s]);
                     NMFLOW_UNROLLED
                     for (int p = 0; p < Places; ++p) {
-                        const float *value = values + p * values_apart + s * lanes;
-                        sum[p][s % chains] = from.plus(sum[p][s % chains], load(value), index[p]);
+                        const float *here = values + p * values_apart + s * size;
+                        sum[p][s % chains] = from.plus(sum[p][s % chains], steps.value(here, index[p]), index[p]);
                         index[p] = From::next(index[p]);
-                        __builtin_prefetch(value + ahead * lanes);
+                        __builtin_prefetch(here + ahead * size);
                     }
                 }
-                values += per_word * lanes;
+                values += per_word * size;
                 word += lanes;
             }
         NMFLOW_UNROLLED
@@ -260,11 +276,10 @@ static RvTile<From> rv_tile_of(int rows, int tokens) {
 // Row vectors [begin, end), one token: one of the first half beside one of the second, and the last where they are odd.
 template <class From>
 static void rv_run_one(const Job &job, int64_t begin, int64_t end) {
-    const nmflow_weight &w = *job.weight;
-    const Steps<From> steps(w.layout);
+    const Steps<From> steps(*job.weight);
     const OneToken<From> one(steps);
-    const float *values = static_cast<const float *>(w.values);
-    const uint32_t *words = static_cast<const uint32_t *>(w.index);
+    const float *values = steps.first_value;
+    const uint32_t *words = steps.first_word;
     const auto *x = static_cast<const typename From::X *>(job.x);
     const int64_t half = (end - begin) / 2;
     V sum[2];
@@ -306,7 +321,7 @@ static void rv_run(const Job &job, int64_t begin, int64_t end) {
     const nmflow_weight &w = *job.weight;
     if constexpr (From::cost > 0)
         if (job.tokens == 1 && w.tile_rows == 1) return rv_run_one<From>(job, begin, end);
-    const Steps<From> steps(w.layout);
+    const Steps<From> steps(w);
     const int rows = w.tile_rows >= 4 ? 4 : w.tile_rows >= 2 ? 2 : 1;
     int64_t most = least(rv_most_tokens, least(w.tile_tokens, job.tokens));
     while (!rv_tile_of<From>(rows, static_cast<int>(most))) --most;
@@ -321,7 +336,8 @@ static void rv_run(const Job &job, int64_t begin, int64_t end) {
             int64_t k = 0;
             do {  // once even where there are no columns
                 const int64_t before = k / w.layout.chunk * steps.of_chunk;
-                const Columns block = {k, least(cols, k + together.cols), before * lanes, before / From::per_word * lanes};
+                const Columns block = {k, least(cols, k + together.cols), before * From::Values::size,
+                                       before / From::per_word * lanes};
                 V *sums = carried;
                 for (int64_t tile = first_tile; tile < least(tiles, first_tile + together.tiles); ++tile) {
                     const int64_t token = tile * tokens + least(tile, longer);

@@ -13,6 +13,7 @@ namespace NMFLOW_ISA {
 template <int Bits>
 struct OfFloats {
     using X = float;
+    using Values = Plain;
     static constexpr int per_word = 32 / Bits;
     static constexpr int64_t steps(int64_t kept) { return kept; }
     static inline I next(I index) { return index >> Bits; }

@@ -54,7 +54,7 @@ struct Numbers {
 
 struct Case {
     int64_t rows, cols, n, m, tokens;
-    int32_t dtype, isa, algorithm, chunk, tile;
+    int32_t dtype, isa, algorithm, chunk, tile, value_bits = 0;
 };
 
 int fails = 0, products = 0, projections = 0;
@@ -62,7 +62,8 @@ int fails = 0, products = 0, projections = 0;
 void fail(const char *what, const Case &c) {
     printf("MISMATCH in the %s of [%d, %d] at %d:%d, %d tokens, ", what, static_cast<int>(c.rows),
            static_cast<int>(c.cols), static_cast<int>(c.n), static_cast<int>(c.m), static_cast<int>(c.tokens));
-    printf("dtype %d, isa %d, algorithm %d, chunk %d, tile %d\n", c.dtype, c.isa, c.algorithm, c.chunk, c.tile);
+    printf("dtype %d, isa %d, algorithm %d, chunk %d, tile %d, %d bits\n", c.dtype, c.isa, c.algorithm, c.chunk, c.tile,
+           c.value_bits);
     ++fails;
 }
 
@@ -77,6 +78,7 @@ void check_product(const Case &c) {
     nmflow_layout layout = {};
     layout.rows = c.rows, layout.cols = c.cols, layout.n = c.n, layout.m = c.m;
     layout.dtype = c.dtype, layout.isa = c.isa, layout.algorithm = c.algorithm, layout.chunk = c.chunk;
+    layout.value_bits = c.value_bits;
     const int status = nmflow_layout_init(&layout);
     if (status == NMFLOW_UNSUPPORTED) return;
     if (status != NMFLOW_OK) return fail("layout", c);
@@ -204,6 +206,7 @@ int main() {
                         for (const int32_t chunk : {0, m32})  // indices of a vector of x, and shorter ones
                             for (const int32_t tile : {1, 4})
                                 check_product({37, cols, n, m, tokens, dtype, isa, NMFLOW_RV, chunk, tile});
+                        check_product({37, cols, n, m, tokens, dtype, isa, NMFLOW_RV, m32, 1, 24});
                     }
                 for (const int32_t dtype : {NMFLOW_F32, NMFLOW_BF16})
                     check_stream({37, cols, n, m, 7, dtype, isa, 0, 0, 0});

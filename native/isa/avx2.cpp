@@ -7,5 +7,6 @@
 #include "../token_broadcast.hpp"
 
 namespace nmflow {
-const Kernels avx2_kernels = {avx2::lanes, 8, 0, avx2::tb, avx2::rv, nullptr, avx2::stream, &avx2::ceilings, nullptr};
+const Kernels avx2_kernels = {avx2::lanes, 8,       0,            avx2::tb,        avx2::rv,
+                              nullptr,     nullptr, avx2::stream, &avx2::ceilings, nullptr};
 }  // namespace nmflow

@@ -13,6 +13,7 @@ namespace avx512 {
 template <int Regs>
 struct Pairs {
     using X = bf16;
+    using Values = Plain;
     static constexpr int reach = 32 * Regs, cost = Regs, most_tokens = rv_most_tokens;
     static constexpr int bits = bits_below(reach), per_word = 16 / bits;
     static constexpr int64_t steps(int64_t kept) { return div_up(kept, 2); }

@@ -7,5 +7,5 @@
 
 namespace nmflow {
 const Kernels portable_kernels = {portable::lanes, 0, 0, portable::tb, nullptr, nullptr,
-                                  portable::stream, &portable::ceilings, nullptr};
+                                  nullptr, portable::stream, &portable::ceilings, nullptr};
 }  // namespace nmflow

@@ -48,11 +48,19 @@ def no_grad() -> Iterator[None]:
 
 
 # ----------------------------------------------------------------------------------------------- oracle
-def weight(rows: int, axis: int, n: int, m: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Values, offsets and the dense float64 weight, placed entry by entry."""
-    chance = random.Random(seed)
+def weight(
+    rows: int, axis: int, n: int, m: int, dtype: torch.dtype, seed: int = 0, least: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values of at least `least`, offsets and the dense float64 weight, placed entry by entry."""
     kept = axis // m * n + min(n, axis % m)
     values = torch.randn(rows, kept, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return placed(torch.where(values.abs() < least, least, values), axis, n, m, seed)
+
+
+def placed(values: Tensor, axis: int, n: int, m: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, offsets by chance, and the dense weight."""
+    chance = random.Random(seed)
+    rows, kept = values.shape
     offsets, dense = [], torch.zeros(rows, axis, dtype=torch.float64)
     exact = values.double().tolist()
     for r in range(rows):
@@ -122,20 +130,72 @@ if HERE and native.describe()["bf16"]:
 
 @pytest.mark.parametrize(("isa", "dtype"), ROW_VECTORS)
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 7, 8, 12, 16, 24, 32, 64, 100, 128])
-@pytest.mark.parametrize("short", [False, True])
-def test_one_token_row_by_row(isa: str, dtype: torch.dtype, m: int, short: bool) -> None:
-    """However the kept weights of a chunk fall into words of indices: whole cycles of them, parts of one, a tail."""
+@pytest.mark.parametrize(("few", "least"), [(False, 0.0), (True, 0.0), (True, 1e-3)], ids=["wide", "few", "short"])
+def test_one_token_row_by_row(isa: str, dtype: torch.dtype, m: int, few: bool, least: float) -> None:
+    """However the kept weights of a chunk fall into words of indices: whole cycles of them, parts of one, a tail. Values
+    of at least 1e-3 have few exponents."""
     m = min(m, 64 if dtype == torch.bfloat16 else m)  # its widest
     for i, n in enumerate(sorted({1, min(2, m), min(3, m), m // 2 or 1, m - 1 or 1, m})):
         for rows, axis in ((37, 3 * m), (16, 131), (5, 48 * m + 7), (33, 1024), (165, 515)):
-            values, offsets, dense = weight(rows, axis, n, m, dtype, i)
+            values, offsets, dense = weight(rows, axis, n, m, dtype, i, least)
             packed = native.prepare(values, offsets, rows, axis, n, m, isa=isa)
-            choose(packed, 1, Tiling("rv", m if short else 0, 1, 1))
+            choose(packed, 1, Tiling("rv", m if few else 0, 1, 1))
             wide = torch.cat([torch.randn(axis), torch.full((5 * (i % 2),), math.nan)])  # or nothing, for sanitizers
             x, y, bias = wide[:axis].to(dtype), poisoned(rows + 3, dtype=dtype), torch.randn(rows).to(dtype)
             native.linear(x, packed, bias, out=y[:rows])
             assert gap(y[:rows], dense @ x.double() + bias.double()) <= TOLERANCE[dtype], (rows, axis, n)
             assert y[rows:].isnan().all()
+            if few and least:
+                assert value_bits(packed) == (24 if dtype == torch.float32 and m <= 8 and SHORT_VALUES == isa else 0)
+
+
+def value_bits(packed: native.PackedWeight) -> int:
+    """Of the form for one token; 0: values as they are."""
+    return packed.forms.form("rv", packed.m).layout.value_bits
+
+
+def _short_values() -> str | None:
+    """The instruction set that takes values of 24 bits, as it does with nothing but ones."""
+    for isa in HERE[1:]:
+        packed = native.prepare(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.uint8), 1, 4, 1, 4, isa=isa)
+        if value_bits(packed):
+            return isa
+    return None
+
+
+SHORT_VALUES = _short_values()
+needs_short_values = pytest.mark.skipif(SHORT_VALUES is None, reason="values of 24 bits take AVX-512 VBMI")
+
+
+def numbers(rows: int, kept: int, exponents: list[int]) -> Tensor:
+    """Floats of any sign and mantissa with these exponents (as float32 stores them), every one of them there."""
+    chosen = torch.tensor(exponents)[torch.randint(len(exponents), (rows, kept))]
+    chosen.view(-1)[: len(exponents)] = torch.tensor(exponents)
+    bits = chosen << 23 | torch.randint(1 << 23, (rows, kept)) | torch.randint(2, (rows, kept)) << 31
+    return torch.where(bits < 1 << 31, bits, bits - (1 << 32)).to(torch.int32).view(torch.float32)
+
+
+@needs_short_values
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (3, 4), (1, 2), (2, 3), (1, 8), (5, 8), (4, 7), (1, 1)])
+def test_values_of_24_bits_lose_nothing(n: int, m: int, threads: int) -> None:
+    """A column of W is its product with a unit vector, to the last bit: zeros, the smallest and the largest numbers too."""
+    for rows, axis in ((37, 40), (64, 19), (200, 3 * m)):
+        for exponents in ([0, 1, 254], list(range(100, 116)), [127], [0, *range(230, 245)]):
+            values, offsets, dense = placed(numbers(rows, axis // m * n + min(n, axis % m), exponents), axis, n, m)
+            packed = native.prepare(values, offsets, rows, axis, n, m)
+            for column, unit in enumerate(torch.eye(axis)):
+                assert torch.equal(native.linear(unit[None], packed)[0].double(), dense[:, column]), (rows, exponents)
+            assert value_bits(packed) == 24
+
+
+@needs_short_values
+def test_values_of_many_exponents_stay_as_they_are() -> None:
+    for count, bits in ((16, 24), (17, 0)):
+        values, offsets, dense = placed(numbers(40, 24, list(range(110, 110 + count))), 48, 2, 4)
+        packed, x = native.prepare(values, offsets, 40, 48, 2, 4), torch.randn(1, 48)
+        assert gap(native.linear(x, packed), x.double() @ dense.T) <= TOLERANCE[torch.float32]
+        assert value_bits(packed) == bits
+        assert packed.nbytes == (bits or 32) * 48 * 24 // 8 + (80 if bits else 0) + 48 // 16 * -(-24 // (5 if bits else 16)) * 64
 
 
 @pytest.mark.parametrize(("isa", "dtype"), ROW_VECTORS)

@@ -22,7 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from nmflow.groups import num_groups, spread
 from nmflow.ops.dense import Activation, activate, unpacked, versions
-from nmflow.ops.native_library import DTYPES, ISAS, Layout, Weight, checked, loaded, plain
+from nmflow.ops.native_library import DTYPES, ISAS, UNSUPPORTED, Layout, Weight, checked, loaded, plain
 from nmflow.ops.native_library import describe as describe
 from nmflow.ops.native_library import why_not as why_not
 from nmflow.ops.native_plan import DENSE, Key, NativePlan, Tiling, bucket, candidates, default_tiling, expect_dense
@@ -31,6 +31,8 @@ from nmflow.pattern import Pattern
 
 _ALGORITHMS = {"tb": 0, "rv": 1}
 _SPLITS = {"rows": 0, "tokens": 1}
+_SHORT_BITS = 24
+"""Of a packed float32 whose exponent lies elsewhere; see `value_bits` in native/nmflow.h."""
 ACTIVATIONS: dict[str | None, int] = {None: 0, **{name: i + 1 for i, name in enumerate(get_args(Activation))}}
 
 
@@ -76,16 +78,26 @@ class _Forms:
         return found
 
     def _pack(self, algorithm: str, chunk: int) -> _Packed:
-        native = loaded()
-        layout = Layout(
-            *self.shape, self.n, self.m, DTYPES[self.values_RS.dtype], self.isa, _ALGORITHMS[algorithm], chunk
-        )
-        what = f"packing a weight {self.shape} at {self.n}:{self.m} for {algorithm}"
-        checked(native.handle.nmflow_layout_init(layout), what)
+        # Few columns are for one token, where bytes are the time: values in 24 bits, if this machine and they allow it.
+        shorter = algorithm == "rv" and chunk > 0
+        packed = self._packed_as(algorithm, chunk, _SHORT_BITS) if shorter else UNSUPPORTED
+        if packed == UNSUPPORTED:
+            packed = self._packed_as(algorithm, chunk, 0)
+        if isinstance(packed, int):
+            checked(packed, f"packing a weight {self.shape} at {self.n}:{self.m} for {algorithm}")
+        return cast(_Packed, packed)
+
+    def _packed_as(self, algorithm: str, chunk: int, value_bits: int) -> _Packed | int:
+        """The form, or the library's status."""
+        native, dtype = loaded(), DTYPES[self.values_RS.dtype]
+        layout = Layout(*self.shape, self.n, self.m, dtype, self.isa, _ALGORITHMS[algorithm], chunk, value_bits)
+        if status := native.handle.nmflow_layout_init(layout):
+            return cast(int, status)
         values, index = _aligned(layout.values_size), _aligned(layout.index_size)
         offsets_RS = spread(self.offsets_GS, self.v, self.shape[0])
         pointers = [each.data_ptr() for each in (self.values_RS, offsets_RS, values, index)]
-        checked(native.handle.nmflow_pack(layout, *pointers, native.parallel_for), what)
+        if status := native.handle.nmflow_pack(layout, *pointers, native.parallel_for):
+            return cast(int, status)
         return _Packed(layout, values, index)
 
     def remember(self, tokens: int, threads: int, activation: str | None) -> Call:

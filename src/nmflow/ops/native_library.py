@@ -20,8 +20,11 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 """Tensors that are their memory. The address of any other (a view on a stored weight, a traced one) means nothing."""
 
-_ABI_VERSION = 8
-_TROUBLE = {1: "a number is out of range", 2: "there is no kernel for this", 3: "no memory for scratch space"}
+UNSUPPORTED = 2
+"""The library's status where it has no kernel for what was asked."""
+
+_ABI_VERSION = 9
+_TROUBLE = {1: "a number is out of range", UNSUPPORTED: "there is no kernel for this", 3: "no memory for scratch space"}
 
 
 class Layout(ctypes.Structure):
@@ -29,7 +32,7 @@ class Layout(ctypes.Structure):
 
     _fields_ = [
         *((name, c_int64) for name in ("rows", "cols", "n", "m")),
-        *((name, c_int32) for name in ("dtype", "isa", "algorithm", "chunk", "lanes", "index_bits")),
+        *((name, c_int32) for name in ("dtype", "isa", "algorithm", "chunk", "value_bits", "lanes", "index_bits")),
         *((name, c_int64) for name in ("kept", "values_size", "index_size")),
     ]
 

@@ -12,9 +12,8 @@ from functools import cache
 
 import torch
 
-from nmflow.ops.native_library import DTYPES, ISAS, Library, checked, loaded
+from nmflow.ops.native_library import DTYPES, ISAS, UNSUPPORTED, Library, checked, loaded
 
-_UNSUPPORTED = 2
 _ROUNDS = 400_000
 """Of five to ten cycles: about a millisecond. Waking a thread is nothing beside it, and other work seldom gets in."""
 
@@ -34,7 +33,7 @@ def fma_gflops(dtype: torch.dtype = torch.float32, isa: str | None = None, secon
         start = time.perf_counter()
         status = native.handle.nmflow_spin(number, DTYPES[dtype], _ROUNDS, threads, _threads(native), byref(flops))
         took = time.perf_counter() - start
-        if status == _UNSUPPORTED:
+        if status == UNSUPPORTED:
             return None
         checked(status, "multiply-adds to measure their speed")
         best = max(best, flops.value / took / 1e9)
