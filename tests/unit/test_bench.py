@@ -37,6 +37,13 @@ SETUP = Setup(
 )
 
 
+def test_ceilings_say_what_one_thread_reads_where_it_was_measured() -> None:
+    assert SETUP.lines()[-1].endswith("read 57 GB/s, copy 58 GB/s")
+    measured = dataclasses.replace(SETUP, ceilings=dataclasses.replace(SETUP.ceilings, read_alone_gbs=41.2))
+    assert measured.lines()[-1].endswith("read 57 GB/s (one thread 41), copy 58 GB/s")
+    assert Setup.from_dict(measured.to_dict()) == measured
+
+
 # ------------------------------------------------------------------------------------------------ settings
 def test_settings_are_read() -> None:
     found = read(KernelSettings, ["patterns=1:8,2:4", "tokens=1,16", "shapes=8x16,32x64", "threads=1", "parts=masks"])

@@ -180,6 +180,7 @@ def test_ceilings_are_speeds() -> None:
     peak = native_measure.fma_gflops(seconds=0.0)
     assert peak is not None
     speeds = [peak, native_measure.read_gbs(1, tries=1), native_measure.copy_gbs(1, tries=1)]
+    speeds.append(native_measure.read_gbs(1, tries=1, alone=True))
     assert all(math.isfinite(speed) and speed > 0 for speed in speeds)
     has_bf16 = native_library.loaded().has_bf16
     assert (native_measure.fma_gflops(torch.bfloat16, seconds=0.0) is not None) == has_bf16

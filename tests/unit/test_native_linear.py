@@ -132,8 +132,10 @@ if HERE and native.describe()["bf16"]:
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 7, 8, 12, 16, 24, 32, 64, 100, 128])
 @pytest.mark.parametrize(("few", "least"), [(False, 0.0), (True, 0.0), (True, 1e-3)], ids=["wide", "few", "short"])
 def test_one_token_row_by_row(isa: str, dtype: torch.dtype, m: int, few: bool, least: float) -> None:
-    """However the kept weights of a chunk fall into words of indices: whole cycles of them, parts of one, a tail. Values
-    of at least 1e-3 have few exponents."""
+    """However the kept weights of a chunk fall into words of indices: whole cycles of them, parts of one, a tail.
+
+    Values of at least 1e-3 have few exponents.
+    """
     m = min(m, 64 if dtype == torch.bfloat16 else m)  # its widest
     for i, n in enumerate(sorted({1, min(2, m), min(3, m), m // 2 or 1, m - 1 or 1, m})):
         for rows, axis in ((37, 3 * m), (16, 131), (5, 48 * m + 7), (33, 1024), (165, 515)):
@@ -146,7 +148,7 @@ def test_one_token_row_by_row(isa: str, dtype: torch.dtype, m: int, few: bool, l
             assert gap(y[:rows], dense @ x.double() + bias.double()) <= TOLERANCE[dtype], (rows, axis, n)
             assert y[rows:].isnan().all()
             if few and least:
-                assert value_bits(packed) == (24 if dtype == torch.float32 and m <= 8 and SHORT_VALUES == isa else 0)
+                assert value_bits(packed) == (24 if dtype == torch.float32 and m <= 8 and isa == SHORT_VALUES else 0)
 
 
 def value_bits(packed: native.PackedWeight) -> int:
@@ -178,7 +180,7 @@ def numbers(rows: int, kept: int, exponents: list[int]) -> Tensor:
 @needs_short_values
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (3, 4), (1, 2), (2, 3), (1, 8), (5, 8), (4, 7), (1, 1)])
 def test_values_of_24_bits_lose_nothing(n: int, m: int, threads: int) -> None:
-    """A column of W is its product with a unit vector, to the last bit: zeros, the smallest and the largest numbers too."""
+    """A column of W is its product with a unit vector, to the last bit; zeros, the smallest and largest numbers too."""
     for rows, axis in ((37, 40), (64, 19), (200, 3 * m)):
         for exponents in ([0, 1, 254], list(range(100, 116)), [127], [0, *range(230, 245)]):
             values, offsets, dense = placed(numbers(rows, axis // m * n + min(n, axis % m), exponents), axis, n, m)
@@ -195,7 +197,8 @@ def test_values_of_many_exponents_stay_as_they_are() -> None:
         packed, x = native.prepare(values, offsets, 40, 48, 2, 4), torch.randn(1, 48)
         assert gap(native.linear(x, packed), x.double() @ dense.T) <= TOLERANCE[torch.float32]
         assert value_bits(packed) == bits
-        assert packed.nbytes == (bits or 32) * 48 * 24 // 8 + (80 if bits else 0) + 48 // 16 * -(-24 // (5 if bits else 16)) * 64
+        vectors, words, table = 3, -(-24 // (5 if bits else 16)), 80 if bits else 0  # 16 rows a vector, 24 steps each
+        assert packed.nbytes == vectors * (24 * 16 * (bits or 32) // 8 + words * 64) + table
 
 
 @pytest.mark.parametrize(("isa", "dtype"), ROW_VECTORS)

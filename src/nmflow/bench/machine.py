@@ -47,6 +47,9 @@ class Ceilings:
     """Reading 256 MiB, by the native library."""
     copy_gbs: float
     """Copying 128 MiB by torch, bytes read plus bytes written."""
+    read_alone_gbs: float | None = None
+    """Reading by one thread. Where all read little more, their cores share one way to memory, as those of one die do.
+    None in older results."""
 
     def gflops(self, dtype: torch.dtype) -> float:
         """The peak of a product in `dtype`; float32's where bfloat16 has none of its own."""
@@ -66,11 +69,12 @@ class Setup:
         ram = "" if machine.ram_gib is None else f", {machine.ram_gib:.0f} GiB"
         load = "" if machine.load is None else f", load {machine.load:.2f}"
         bf16 = "" if ceilings.bf16_gflops is None else f" (bfloat16 dot products {ceilings.bf16_gflops:.0f})"
+        alone = "" if ceilings.read_alone_gbs is None else f" (one thread {ceilings.read_alone_gbs:.0f})"
         return [
             f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads{ram}, {machine.isa}{load}",
             f"nmflow {machine.nmflow}, torch {machine.torch}, Python {machine.python}, {machine.system}",
-            f"reached here: {ceilings.fma_gflops:.0f} GFLOP/s in float32{bf16}, read {ceilings.read_gbs:.0f} GB/s, "
-            f"copy {ceilings.copy_gbs:.0f} GB/s",
+            f"reached here: {ceilings.fma_gflops:.0f} GFLOP/s in float32{bf16}, "
+            f"read {ceilings.read_gbs:.0f} GB/s{alone}, copy {ceilings.copy_gbs:.0f} GB/s",
         ]
 
     @classmethod
@@ -116,6 +120,7 @@ def examine(mebibytes: int = 256) -> Setup:
         bf16_gflops=native_measure.fma_gflops(torch.bfloat16),
         read_gbs=native_measure.read_gbs(mebibytes),
         copy_gbs=native_measure.copy_gbs(mebibytes // 2),
+        read_alone_gbs=native_measure.read_gbs(mebibytes, alone=True),
     )
     return Setup(machine, ceilings)
 

@@ -40,9 +40,9 @@ def fma_gflops(dtype: torch.dtype = torch.float32, isa: str | None = None, secon
     return best
 
 
-def read_gbs(mebibytes: int = 256, isa: str | None = None, tries: int = 8) -> float:
-    """Reading memory that no cache holds, on torch's threads, 10^9 bytes a second."""
-    read, best = reader(mebibytes, isa), 0.0
+def read_gbs(mebibytes: int = 256, isa: str | None = None, tries: int = 8, alone: bool = False) -> float:
+    """Reading memory that no cache holds, on torch's threads or `alone` on this one, 10^9 bytes a second."""
+    read, best = reader(mebibytes, isa, alone), 0.0
     for _ in range(tries):
         start = time.perf_counter()
         nbytes = read()
@@ -50,15 +50,16 @@ def read_gbs(mebibytes: int = 256, isa: str | None = None, tries: int = 8) -> fl
     return best
 
 
-def reader(mebibytes: int, isa: str | None = None) -> Callable[[], int]:
-    """Takes memory; each call reads all of it once, on torch's threads, and answers how many bytes that were."""
-    native, number, threads = _library(), _number(isa), torch.get_num_threads()
+def reader(mebibytes: int, isa: str | None = None, alone: bool = False) -> Callable[[], int]:
+    """Takes memory; each call reads all of it once, on torch's threads or on this one, and answers how many bytes."""
+    native, number, threads = _library(), _number(isa), 1 if alone else torch.get_num_threads()
+    parallel_for = None if alone else _threads(native)
     x = torch.ones(mebibytes << 18)
     sums = c_double()
     address = cast(x.data_ptr(), POINTER(c_float))
 
     def read() -> int:
-        status = native.handle.nmflow_read(number, address, x.numel(), threads, _threads(native), byref(sums))
+        status = native.handle.nmflow_read(number, address, x.numel(), threads, parallel_for, byref(sums))
         checked(status, "reading memory to measure its speed")
         if sums.value != x.numel():
             raise RuntimeError(f"reading {x.numel()} ones gave {sums.value}; the measurement read something else")
