@@ -1,7 +1,8 @@
 // RV in float32: a step is a kept weight.
 //
 // A chunk is the most whole blocks of m that a permutation reaches. Blocks too wide for one are gathered from memory.
-// Where the weight's bytes are the time, chunks of 4 or 8 columns take indices of 2 or 3 bits, for more loads of x.
+// Where the weight's bytes are the time, chunks of 4 or 8 columns take indices of 2 or 3 bits, for more loads of x; see
+// isa/avx512_vbmi.cpp for fewer bytes still.
 // Included after an isa header, once an instruction set.
 #pragma once
 

@@ -2,7 +2,8 @@
 //
 // A trained matrix has few exponents: a table of 16 of them lies in front of the values, and every word holds beside an index,
 // above it, which exponent its value has. Sign and mantissa are three bytes (the sign the uppermost bit), so a kept weight
-// takes 30.4 bits at chunks of 4 columns and 32 at 8, and not 34 and 35.2. Nothing is lost.
+// takes 30.4 bits at chunks of 4 columns and 32 at 8, and not 34 and 35.2. Nothing is lost. Rows that fill up the last
+// vector hold some number; nobody looks at their sums.
 #include "avx512.hpp"
 
 #include "../row_vector.hpp"

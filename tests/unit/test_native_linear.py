@@ -191,6 +191,16 @@ def test_values_of_24_bits_lose_nothing(n: int, m: int, threads: int) -> None:
 
 
 @needs_short_values
+def test_values_of_24_bits_keep_what_is_no_number() -> None:
+    values, offsets, _ = placed(numbers(50, 1, [255, 127]), 1, 1, 1)
+    values[0], values[1] = math.inf, -math.inf
+    packed = native.prepare(values, offsets, 50, 1, 1, 1)
+    torch.testing.assert_close(native.linear(torch.ones(1, 1), packed)[0], values[:, 0], rtol=0, atol=0, equal_nan=True)
+    assert values.isnan().any()
+    assert value_bits(packed) == 24
+
+
+@needs_short_values
 def test_values_of_many_exponents_stay_as_they_are() -> None:
     for count, bits in ((16, 24), (17, 0)):
         values, offsets, dense = placed(numbers(40, 24, list(range(110, 110 + count))), 48, 2, 4)

@@ -40,7 +40,7 @@ class Tiling:
 
     algorithm: Algorithm
     chunk: int
-    """TB: columns of one K-block, a multiple of m. RV: 0, as many as a vector reaches; m for few, with shorter indices.
+    """TB: columns of one K-block, a multiple of m. RV: 0, as many as a vector reaches; m for few, in fewer bytes.
     Dense: 0."""
     tile_tokens: int
     tile_rows: int
@@ -168,7 +168,7 @@ def default_tiling(key: Key, rv_reach: int) -> Tiling:
     far_larger_x = tokens * key.m > _X_OVER_WEIGHT * key.out_features * key.n
     if rv_reach and tokens == 1:
         if key.m <= min(rv_reach, _RV_REACH):
-            # Shorter indices where a form has them; else it is that of a few tokens, packed once for both.
+            # Fewer bytes where a form has them; else it is that of a few tokens, packed once for both.
             shorter = key.dtype == "float32" and key.m <= min(8, rv_reach // 2)
             return Tiling("rv", key.m if shorter else 0, 1, 1)
         return Tiling("rv", 0, 1, 4)
