@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch import library as operators
 
-from nmflow.ops import native
+from nmflow.ops import native, native_library
 from nmflow.ops.native_plan import DENSE, Algorithm, Key, NativePlan, Split, Tiling, bucket, candidates, default_tiling
 
 missing = native.why_not()
@@ -198,6 +198,26 @@ def test_values_of_24_bits_keep_what_is_no_number() -> None:
     torch.testing.assert_close(native.linear(torch.ones(1, 1), packed)[0], values[:, 0], rtol=0, atol=0, equal_nan=True)
     assert values.isnan().any()
     assert value_bits(packed) == 24
+
+
+@needs_short_values
+@pytest.mark.parametrize(
+    ("isa", "algorithm", "m", "chunk", "dtype", "bits", "status"),
+    [
+        (2, 1, 4, 4, 0, 24, 0),
+        (2, 1, 4, 4, 0, 7, 1),  # no such form
+        (2, 0, 4, 4, 0, 24, 1),  # TB
+        (2, 1, 4, 0, 0, 24, 2),  # a whole vector of x
+        (2, 1, 16, 16, 0, 24, 2),
+        (2, 1, 4, 4, 1, 24, 2),  # bfloat16
+        (1, 1, 4, 4, 0, 24, 2),  # AVX2
+    ],
+)
+def test_which_layouts_take_values_of_24_bits(
+    isa: int, algorithm: int, m: int, chunk: int, dtype: int, bits: int, status: int
+) -> None:
+    layout = native_library.Layout(16, 64, 1, m, dtype, isa, algorithm, chunk, bits)
+    assert native_library.loaded().handle.nmflow_layout_init(layout) == status
 
 
 @needs_short_values
