@@ -1,6 +1,6 @@
 // RV in float32 with values of 24 bits: one token from memory, where the weight's bytes are the time.
 //
-// A trained matrix has few exponents: a table of 16 of them lies in front of the values, and every word holds beside an index,
+// For weights of at most 16 exponents: a table of them lies in front of the values, and every word holds beside an index,
 // above it, which exponent its value has. Sign and mantissa are three bytes (the sign the uppermost bit), so a kept weight
 // takes 30.4 bits at chunks of 4 columns and 32 at 8, and not 34 and 35.2. Nothing is lost. Rows that fill up the last
 // vector hold some number; nobody looks at their sums.
