@@ -193,6 +193,16 @@ def test_a_way_of_a_plan_is_measured_anew_where_it_is_wrong(monkeypatch: pytest.
     assert measure.still_right(DENSE, stored, 3)
 
 
+def test_forms_are_counted() -> None:
+    values, offsets, _ = weight(20, 32)
+    stored = Weight(values, offsets, (20, 32), 1, 4)
+    assert ops.forms_nbytes(values) == 0
+    stored.slot_major()
+    assert ops.forms_nbytes(values) == 20 * 8 * (4 + 1)  # a float and a byte each
+    stored.dense()
+    assert ops.forms_nbytes(values) == 20 * 8 * (4 + 1) + 20 * 32 * 4
+
+
 def test_the_plan_says_why_not_the_others() -> None:
     linear.plan.note(key(), {DENSE: 2e-5, GATHER: 1e-5, Way("gather", Tiling(32, 8, 8, 1)): 3e-5})
     assert linear.plan.why_not("triton", key()) is None

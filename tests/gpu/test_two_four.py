@@ -17,6 +17,7 @@ from test_product import stored, whole_numbers
 from torch import Tensor
 from torch import library as operators
 
+from nmflow import ops
 from nmflow.ops.gpu import linear, measure, two_four
 from nmflow.ops.gpu.choice import Plan, Way
 from nmflow.ops.gpu.linear import Weight
@@ -128,6 +129,7 @@ def test_a_scattered_x_is_read_as_it_lies(cores: str) -> None:
     x = whole_numbers(32, 8).t()
     y = two_four_linear(x.bfloat16().to(cores), weight.two_four(), 16)
     assert torch.equal(y.cpu().double(), x @ dense.t())
+    assert ops.forms_nbytes(weight.values) == weight.two_four().nbytes
 
 
 def test_a_changed_weight_is_packed_anew(cores: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 import nmflow
 from nmflow.layout import from_rows, to_rows
@@ -21,6 +22,7 @@ from nmflow.ops.native_plan import DENSE, NativePlan
 from nmflow.runtime import NMConv2d, NMLinear, compress, compression_report, decompress, fuse_activations, tune
 from nmflow.runtime.modules import PackedRows
 from nmflow.runtime.windows import windows
+from nmflow.targets import Slot, record
 
 needs_native = pytest.mark.skipif(native.why_not() is not None, reason=f"needs the native library: {native.why_not()}")
 
@@ -48,6 +50,14 @@ def pruned_(module: nn.Module, pattern: str) -> nn.Module:
 def small(pattern: str = "1:4", size: tuple[int, int] = (32, 24), dtype: torch.dtype = torch.float32) -> Any:
     torch.manual_seed(0)
     return pruned_(nn.Linear(*size), pattern).to(dtype)
+
+
+def compressed_in_three(dense: Any, pattern: str) -> Any:
+    """Three slices of one pattern, as in a fused query, key and value."""
+    rows, third = tuple(dense.weight.shape), dense.out_features // 3
+    slices = [(start, start + third) for start in range(0, 3 * third, third)]
+    record(dense, [Slot("weight", "rows", rows, nmflow.Pattern.parse(pattern), each) for each in slices])
+    return compress(dense)
 
 
 # ------------------------------------------------------------------------------------- bound calls
@@ -225,6 +235,36 @@ def test_the_plan_decides_and_a_change_of_it_is_noticed(dtype: torch.dtype) -> N
     assert report.lines()[-1] == f"not always native: {reason} (1 of them)"
 
 
+@pytest.mark.parametrize(
+    ("make", "dtype"),
+    [
+        pytest.param(lambda: compress(pruned_(nn.Linear(512, 384), "2:4")), torch.float32, id="two forms"),
+        pytest.param(lambda: compress(pruned_(nn.Linear(512, 384), "1:16")), torch.float32, id="one form"),
+        pytest.param(lambda: compress(pruned_(nn.Linear(512, 384), "2:4").bfloat16()), torch.bfloat16, id="bfloat16"),
+        pytest.param(lambda: compress(pruned_(nn.Linear(512, 384), "1:4").double()), torch.float64, id="unpacked"),
+        pytest.param(
+            lambda: compressed_in_three(pruned_(nn.Linear(512, 384), "1:8"), "1:8"), torch.float32, id="three as one"
+        ),
+    ],
+)
+def test_the_report_knows_the_memory_of_what_kernels_made(make: Callable[[], Any], dtype: torch.dtype) -> None:
+    """Against what torch's profiler saw allocated and not freed."""
+    layer = make()
+    allocated = 0
+    assert compression_report(layer).bytes_of_forms == 0
+    for tokens in (1, 1, 64):
+        x = torch.randn(tokens, 512, dtype=dtype)
+        with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            layer(x)
+        allocated += sum(event.self_cpu_memory_usage for event in seen.key_averages())
+        report = compression_report(layer)
+        assert report.bytes_of_forms <= allocated <= report.bytes_of_forms + 1024  # forms are aligned
+        assert report.bytes_of_forms == sum(each.bytes_of_forms for each in report.layers) > 0
+    in_memory = report.bytes_after + report.bytes_of_forms
+    assert f"in memory, with the forms that kernels read: {in_memory:,} bytes" in report.lines()
+    assert report.to_dict()["bytes_of_forms"] == report.bytes_of_forms
+
+
 def test_dense_is_expected_where_it_is_faster() -> None:
     from nmflow.ops.native_plan import Key, expect_dense
 
@@ -241,13 +281,8 @@ def test_dense_is_expected_where_it_is_faster() -> None:
 
 # ------------------------------------------------------------------------------------- fused projections
 def test_slices_of_one_pattern_are_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nmflow.targets import Slot, record
-
-    torch.manual_seed(0)
     dense = small(size=(16, 24))
-    pattern = nmflow.Pattern.parse("1:4")
-    record(dense, [Slot("weight", "rows", (24, 16), pattern, (start, start + 8)) for start in (0, 8, 16)])
-    layer = compress(dense)
+    layer = compressed_in_three(dense, "1:4")
     assert len(layer.weight_nm.rows) == 3
     seen: list[tuple[int, int]] = []
     linear = PackedRows.linear

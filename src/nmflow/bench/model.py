@@ -41,6 +41,8 @@ class ModelResult:
     """What multiplies, and with how many of the compressed weights."""
     bytes_dense: int
     bytes_compressed: int
+    bytes_of_forms: int
+    """Memory beside them: the forms of the weights that kernels made, and read."""
     error: float
     """Largest difference of the outputs over the largest output."""
     dense_ms: float
@@ -52,6 +54,11 @@ class ModelResult:
     """Part of the dense network's time that the replaced layers take."""
     goal: float | None
     disturbed: int
+
+    @property
+    def bytes_in_memory(self) -> int:
+        """Of the compressed network, after all that was timed."""
+        return self.bytes_compressed + self.bytes_of_forms
 
     @property
     def limit(self) -> float:
@@ -74,7 +81,8 @@ class ModelResult:
             per_second = f" ({tokens / self.dense_ms:.1f} and {tokens / self.compressed_ms:.1f} tokens/s)"
         return [
             f"{self.weights} weights are N:M; {kernels}",
-            f"{self.bytes_dense:,} -> {self.bytes_compressed:,} bytes; outputs agree to {self.error:.1e}",
+            f"{self.bytes_dense:,} -> {self.bytes_compressed:,} bytes, {self.bytes_in_memory:,} in memory with the "
+            f"forms that kernels read; outputs agree to {self.error:.1e}",
             f"a {what}: dense {self.dense_ms:.2f} ms, compressed {self.compressed_ms:.2f} ms{per_second}",
             *([f"the dense network with for_inference: {self.helped_ms:.2f} ms"] if self.decodes else []),
             f"x{self.speed_up:.2f}; the replaced layers take {self.share:.0%} of the dense time, so x{self.limit:.2f} "
@@ -131,6 +139,7 @@ def bench_model(name: str, settings: ModelSettings, tell: Tell) -> ModelResult:
         kernels=dict(Counter(layer.kernel for layer in report.layers)),
         bytes_dense=report.bytes_before,
         bytes_compressed=report.bytes_after,
+        bytes_of_forms=report.bytes_of_forms,
         error=error,
         dense_ms=timed.median(_DENSE) / per_call * 1e3,
         helped_ms=timed.median(_HELPED) / per_call * 1e3,

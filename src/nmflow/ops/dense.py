@@ -39,6 +39,12 @@ def unpacked(values_RS: Tensor, offsets_GS: Tensor, axis: int, n: int, m: int, v
     return found[1]
 
 
+def forms_nbytes(values_RS: Tensor) -> int:
+    """Bytes of the dense weight that is remembered with these values, 0 where none is."""
+    found = _UNPACKED.get(values_RS)
+    return 0 if found is None else found[1].nbytes
+
+
 def versions(*tensors: Tensor) -> tuple[int, ...]:
     """Counts of the writes into each tensor; tensors of inference mode do not count theirs."""
     return tuple(-1 if tensor.is_inference() else tensor._version for tensor in tensors)

@@ -60,6 +60,14 @@ def select_linear(
     )
 
 
+def forms_nbytes(values_RS: Tensor) -> int:
+    """Bytes of the forms that kernels made of a compressed weight so far, in memory beside values and offsets.
+
+    A form is made at the first product that reads it (one token and many may read two), and goes with the values.
+    """
+    return sum(each.forms_nbytes(values_RS) for each in (dense, native, gpu_linear))
+
+
 def project(
     w: Tensor, pattern: Pattern, decay: float, remainder: Remainder, mask: Tensor, effective: Tensor
 ) -> Tensor | int:

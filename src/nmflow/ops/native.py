@@ -67,6 +67,10 @@ class _Forms:
         self.packed: dict[tuple[str, int], _Packed] = {}
         self.calls: dict[tuple[object, ...], Call] = {}
 
+    @property
+    def nbytes(self) -> int:
+        return sum(form.values.nbytes + form.index.nbytes for form in self.packed.values())
+
     def key(self, tokens: int, threads: int) -> Key:
         dtype = str(self.values_RS.dtype).removeprefix("torch.")
         return Key(*self.shape, self.n, self.m, dtype, bucket(tokens), threads)
@@ -150,7 +154,7 @@ class PackedWeight:
     @property
     def nbytes(self) -> int:
         """Bytes of the packed forms made so far, the canonical one not counted."""
-        return sum(form.values.nbytes + form.index.nbytes for form in self.forms.packed.values())
+        return self.forms.nbytes
 
 
 plan = NativePlan()
@@ -470,6 +474,12 @@ def _forms_of(values: Tensor, offsets: Tensor, shape: tuple[int, int], n: int, m
     if forms is None or (forms.shape, forms.n, forms.m, forms.v, forms.versions) != asked:
         forms = prepare(values, offsets, *shape, n, m, v=v).forms
     return forms
+
+
+def forms_nbytes(values: Tensor) -> int:
+    """Bytes of the forms that were packed of these values so far."""
+    forms = _FORMS.get(values)
+    return 0 if forms is None else forms.nbytes
 
 
 def _fake(

@@ -57,6 +57,10 @@ class PackedRows(nn.Module):
     def nbytes(self) -> int:
         return self.values.nbytes + self.offsets.nbytes
 
+    @property
+    def forms_nbytes(self) -> int:
+        return ops.forms_nbytes(self.values)
+
     def unpack(self) -> Tensor:
         return self.compressed.unpack()
 
@@ -138,6 +142,10 @@ class DenseRows(nn.Module):
     def nbytes(self) -> int:
         return self.values.nbytes
 
+    @property
+    def forms_nbytes(self) -> int:
+        return 0
+
     def unpack(self) -> Tensor:
         return self.values
 
@@ -187,6 +195,12 @@ class PackedWeight(nn.ModuleList):
     @property
     def nbytes(self) -> int:
         return sum(part.nbytes for part in self.rows)
+
+    @property
+    def forms_nbytes(self) -> int:
+        """What was made of the weight to multiply with it, in memory beside it."""
+        whole = 0 if self._joined is None else self._joined.whole.nbytes + self._joined.whole.forms_nbytes
+        return whole + sum(part.forms_nbytes for part in self.rows)
 
     @property
     def dense_nbytes(self) -> int:

@@ -25,6 +25,8 @@ class LayerReport:
     kernel: str
     others: Mapping[str, str] = field(default_factory=dict)
     """Kernels of this machine that leave it to others, at some numbers of tokens at least, and why."""
+    bytes_of_forms: int = 0
+    """Memory beside `bytes_after`: the forms of it that kernels made so far, and read."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,11 @@ class CompressionReport:
     bytes_before: int
     bytes_after: int
 
+    @property
+    def bytes_of_forms(self) -> int:
+        """Memory beside `bytes_after`: the forms of the weights that kernels made so far, and read."""
+        return sum(layer.bytes_of_forms for layer in self.layers)
+
     def lines(self) -> list[str]:
         """For people: one line a weight, then the total."""
         width = max((len(layer.name) for layer in self.layers), default=0)
@@ -43,24 +50,27 @@ class CompressionReport:
             f"  {layer.kernel}"
             for layer in self.layers
         ]
+        forms = self.bytes_of_forms
         ratio = self.bytes_before / self.bytes_after if self.bytes_after else 1.0
         count = f"{len(self.layers)} weight{'' if len(self.layers) == 1 else 's'}"
         reasons = Counter(reason for layer in self.layers for reason in layer.others.items())
         return [
             *lines,
             f"compressed {count}: {self.bytes_before:,} -> {self.bytes_after:,} bytes, {ratio:.2f} times smaller",
+            *([f"in memory, with the forms that kernels read: {self.bytes_after + forms:,} bytes"] if forms else []),
             *(f"not always {name}: {reason} ({many} of them)" for (name, reason), many in reasons.items()),
         ]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        return asdict(self)
+        return {**asdict(self), "bytes_of_forms": self.bytes_of_forms}
 
 
 def compression_report(model: nn.Module) -> CompressionReport:
     """What is compressed in a model, taken from its layers as they are now; no layers for an ordinary model.
 
-    Bytes are those of all parameters and buffers, tied ones once.
+    Bytes are those of all parameters and buffers, tied ones once. What kernels hold besides grows as they are called:
+    ask again after inputs of every size the model will see.
     """
     weights: dict[int, PackedWeight] = {}
     kernels: dict[int, list[str]] = {}  # tied modules may read one weight in different ways
@@ -92,4 +102,4 @@ def _nbytes(module: nn.Module) -> int:
 def _layer(packed: PackedWeight, kernels: list[str]) -> LayerReport:
     others = {} if kernels == [STORAGE_ONLY] else packed.others()
     what = packed.stored.name, packed.patterns(), packed.dense_nbytes, packed.nbytes
-    return LayerReport(*what, " and ".join(kernels), others)
+    return LayerReport(*what, " and ".join(kernels), others, packed.forms_nbytes)

@@ -78,6 +78,12 @@ class Weight(NamedTuple):
         return found[1]
 
 
+def forms_nbytes(values: Tensor) -> int:
+    """Bytes of the forms that were derived from these values so far."""
+    forms = [form for _, form in _FORMS.get(values, {}).values()]
+    return sum(tensor.nbytes for form in forms for tensor in ((form,) if isinstance(form, Tensor) else form))
+
+
 def key_of(
     device: torch.device | str, dtype: torch.dtype, shape: tuple[int, int], n: int, m: int, v: int, tokens: int
 ) -> Key:
