@@ -39,7 +39,8 @@ def test_a_spread_model_is_what_one_process_has(processes: int) -> None:
     """Losses, norms, masks, reports, weights; three processes hold parts of different height."""
     status, out, err = on(processes, HERE / "spread_runs.py", *CHECKS)
     assert status == 0, err
-    assert out.split() == [word for check in CHECKS for word in (check, "agrees")]
+    lines = [line for line in out.splitlines() if not line.startswith("[Gloo]")]  # which older versions of torch print
+    assert " ".join(lines).split() == [word for check in CHECKS for word in (check, "agrees")]
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------
