@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nmflow.runtime import (
         CompressedNM,
         compress,
+        compression_report,
         decompress,
         for_inference,
         load_compressed,
@@ -37,17 +38,17 @@ _HOMES = {
     "nmflow.probes": ("GradientProbe",),
     "nmflow.schedules": ("Stage", "recipe", "recipes", "sequence"),
     "nmflow.runtime": (
-        "CompressedNM", "compress", "decompress", "for_inference", "load_compressed", "save_compressed", "tune",
-        "verify",
+        "CompressedNM", "compress", "compression_report", "decompress", "for_inference", "load_compressed",
+        "save_compressed", "tune", "verify",
     ),
     "nmflow.sparsifier": ("Sparsifier",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "CompressedNM", "GradientProbe", "Pattern", "Sparsifier", "Stage", "__version__", "compress", "count_flops",
-    "decompress", "for_inference", "is_nm", "load_compressed", "nm_mask", "recipe", "recipes", "refresh",
-    "save_compressed", "sequence", "tune", "verify",
+    "CompressedNM", "GradientProbe", "Pattern", "Sparsifier", "Stage", "__version__", "compress",
+    "compression_report", "count_flops", "decompress", "for_inference", "is_nm", "load_compressed", "nm_mask", "recipe",
+    "recipes", "refresh", "save_compressed", "sequence", "tune", "verify",
 ]
 
 
