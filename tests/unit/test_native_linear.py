@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch import library as operators
 
-from nmflow.ops import native, native_library
+from nmflow.ops import native, native_library, native_tune
 from nmflow.ops.native_plan import DENSE, Algorithm, Key, NativePlan, Split, Tiling, bucket, candidates, default_tiling
 
 missing = native.why_not()
@@ -533,7 +533,7 @@ def test_the_operator_sees_a_weight_that_was_changed_in_place() -> None:
 def test_tuning_keeps_a_choice_that_is_used_and_right(threads: int) -> None:
     values, offsets, dense = weight(64, 64, 1, 8, torch.float32)
     packed = native.prepare(values, offsets, 64, 64, 1, 8)
-    times = native.tune(packed, 20, seconds=0.01)
+    times = native_tune.tune(packed, 20, seconds=0.01)
     key = Key(64, 64, 1, 8, "float32", bucket(20), threads)
     assert native.plan.choices[key] == min(times, key=lambda tiling: times[tiling])
     x = torch.randn(20, 64)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import nmflow
 from nmflow.masks import rows_mask
-from nmflow.ops import native
+from nmflow.ops import native, native_tune
 from nmflow.ops.native_plan import Tiling, default_tiling
 from nmflow.pattern import Pattern
 from nmflow.runtime.modules import NMLinear, PackedRows
@@ -98,7 +98,7 @@ def tune(model: nn.Module, tokens: int, seconds: float = 0.3) -> dict[Tiling, fl
             packed = prepared(part)
             if (key := packed.forms.key(tokens, torch.get_num_threads())) not in done:
                 done.add(key)
-                times = native.tune(packed, tokens, seconds)
+                times = native_tune.tune(packed, tokens, seconds)
     return times
 
 

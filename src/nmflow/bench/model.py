@@ -18,7 +18,7 @@ from nmflow.bench.machine import Setup, examine, require_native
 from nmflow.bench.networks import Subject, build, make_sparse
 from nmflow.bench.settings import ModelSettings
 from nmflow.bench.timing import computing, in_turns
-from nmflow.ops.native import clock
+from nmflow.ops.native_tune import clock
 from nmflow.runtime.modules import NMConv2d, NMLinear
 from nmflow.runtime.report import compression_report
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nmflow.ops.native import clock
+from nmflow.ops.native_tune import clock
 
 _FEWEST = 3
 """So many rounds are kept in the end even where every one was disturbed."""

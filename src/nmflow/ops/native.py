@@ -8,9 +8,7 @@ rows for as long as packing takes.
 from __future__ import annotations
 
 import ctypes
-import statistics
-import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import cast, get_args
 
@@ -25,8 +23,7 @@ from nmflow.ops.dense import Activation, activate, unpacked, versions
 from nmflow.ops.native_library import DTYPES, ISAS, UNSUPPORTED, Layout, Weight, checked, loaded, plain
 from nmflow.ops.native_library import describe as describe
 from nmflow.ops.native_library import why_not as why_not
-from nmflow.ops.native_plan import DENSE, Key, NativePlan, Tiling, bucket, candidates, default_tiling, expect_dense
-from nmflow.ops.reference import expand
+from nmflow.ops.native_plan import DENSE, Key, NativePlan, Tiling, bucket, default_tiling, expect_dense
 from nmflow.pattern import Pattern
 
 _ALGORITHMS = {"tb": 0, "rv": 1}
@@ -158,7 +155,7 @@ class PackedWeight:
 
 
 plan = NativePlan()
-"""The choices every product consults; `tune` adds to it, and NativePlan.load(...) may replace its `choices`."""
+"""The choices every product consults; `native_tune` adds to it, and NativePlan.load(...) may replace its `choices`."""
 
 _FORMS: MutableMapping[Tensor, _Forms] = WeakTensorKeyDictionary()
 """What the operator packed, while the tensor of values lives."""
@@ -250,7 +247,7 @@ def linear(
     _check(x, packed.forms, bias, activation)
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         raise RuntimeError("the native product has no backward; use torch.no_grad(), or the reference kernel to train")
-    return _run(x, packed.forms, bias, activation, out)
+    return run(x, packed.forms, bias, activation, out)
 
 
 def _check(x: Tensor, forms: _Forms, bias: Tensor | None, activation: str | None) -> None:
@@ -270,7 +267,7 @@ def _check(x: Tensor, forms: _Forms, bias: Tensor | None, activation: str | None
         raise ValueError(f'activation "{activation}": one of {", ".join(get_args(Activation))}, or None')
 
 
-def _run(x: Tensor, forms: _Forms, bias: Tensor | None, activation: str | None, out: Tensor | None) -> Tensor:
+def run(x: Tensor, forms: _Forms, bias: Tensor | None, activation: str | None, out: Tensor | None) -> Tensor:
     """`linear` without its checks: at one token every line here is felt."""
     rows, axis = forms.shape
     if x.is_contiguous() and axis:
@@ -323,7 +320,7 @@ def why_dense(
     shape: tuple[int, int], n: int, m: int, dtype: torch.dtype, tokens: int, isa: str | None = None
 ) -> str | None:
     """Why torch's dense product is the better one for a weight and so many tokens on torch's present threads; None
-    where the native one is. Measured (`tune`) where the plan knows it, by `expect_dense` where not."""
+    where the native one is. Measured (`native_tune`) where the plan knows it, by `expect_dense` where not."""
     name = str(dtype).removeprefix("torch.")
     key = Key(*shape, n, m, name, bucket(max(tokens, 1)), torch.get_num_threads())
     chosen = plan.choices.get(key)
@@ -331,93 +328,6 @@ def why_dense(
         isa = isa or ISAS[loaded().best_isa]
         return f"the dense product is expected to be faster ({n}:{m}, {isa})" if expect_dense(key, isa) else None
     return "the dense product was faster when it was measured" if chosen == DENSE else None
-
-
-def clock() -> Callable[[], float]:
-    """The clock to time a product with: of one thread its own, which other work on the machine cannot move."""
-    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-
-
-_EVICTING = 4 << 20
-"""Bytes that leave nothing else in a core's own caches."""
-
-
-def tune(
-    packed: PackedWeight, tokens: int, seconds: float = 0.3, activation: Activation | None = None
-) -> dict[Tiling, float]:
-    """Time the tilings worth trying at `tokens` tokens on torch's present threads, and the dense product against the
-    best of them; keep what is fastest in `plan`.
-
-    Each call finds the caches as in a network: other layers have been there since this weight was read, and x was just
-    written, by torch's threads. What lies where decides between tilings. Returns the fastest time of each in seconds,
-    `DENSE` among them. Candidates far behind the best are dropped after one round. Packed forms that only lost
-    candidates used are freed.
-    """
-    forms = packed.forms
-    key = forms.key(tokens, torch.get_num_threads())
-    source = torch.randn(tokens, packed.in_features).to(packed.values.dtype)
-    x = source.clone()
-    out = x.new_empty(tokens, packed.out_features)
-    other_layers = torch.zeros(torch.get_num_threads() * _EVICTING, dtype=torch.uint8)
-    keep = set(forms.packed)
-    best: dict[Tiling, float] = {}
-    native, now = loaded(), clock()
-
-    def timed(tiling: Tiling, repeats: int) -> float:
-        call = forms.call_of(tiling, activation)
-        run = (call.address, x.data_ptr(), x.stride(0), None, out.data_ptr(), out.stride(0), tokens)
-        times = []
-        for _ in range(repeats + 1):
-            other_layers.add_(1)
-            x.copy_(source)
-            start = now()
-            checked(native.handle.nmflow_linear(*run, native.parallel_for), f"tuning {tiling}")
-            times.append(now() - start)
-        return min(times[1:])
-
-    tilings = candidates(key, forms.rv_reach())
-    for tiling in tilings:
-        best[tiling] = timed(tiling, 2)
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        leader = min(best.values())
-        for tiling in [each for each in tilings if best[each] < 1.15 * leader]:
-            best[tiling] = min(best[tiling], timed(tiling, 3))
-    winner = min(best, key=lambda tiling: best[tiling])
-    plan.choose(key, winner)
-    own, dense = _against_dense(packed, source, activation, forms.call_of(winner, activation), max(seconds / 4, 0.02))
-    best[DENSE] = best[winner] * dense / own
-    if dense < own:
-        plan.choose(key, DENSE)
-    keep.add((winner.algorithm, winner.chunk))
-    for form in set(forms.packed) - keep:
-        del forms.packed[form]
-    forms.calls.clear()
-    return best
-
-
-def _against_dense(
-    packed: PackedWeight, source: Tensor, activation: Activation | None, call: Call, seconds: float
-) -> tuple[float, float]:
-    """Medians of a call of the native product and of torch's, one after the other."""
-    forms, now, x = packed.forms, clock(), source.clone()
-    forms.calls[bucket(x.shape[0]), torch.get_num_threads(), activation] = call
-    weight_RK = expand(packed.values, packed.offsets, packed.in_features, packed.n, packed.m, packed.v)
-    sides: tuple[Callable[[], object], ...] = (
-        lambda: _run(x, forms, None, activation, None),
-        lambda: activate(F.linear(x, weight_RK), activation),
-    )
-    times: tuple[list[float], list[float]] = ([], [])
-    end = time.perf_counter() + seconds
-    with torch.no_grad():
-        while len(times[0]) < 5 or time.perf_counter() < end:
-            for side, found in zip(sides, times, strict=True):
-                x.copy_(source)
-                start = now()
-                side()
-                found.append(now() - start)
-    own, dense = (statistics.median(found[1:]) for found in times)
-    return own, dense
 
 
 # --------------------------------------------------------------------------------------- the torch operator
@@ -447,7 +357,7 @@ def operator(
         return activate(F.linear(x, unpacked(values, offsets, in_features, n, m, v), bias), activation)
     forms = _forms_of(values, offsets, shape, n, m, v)
     _check(x, forms, bias, activation)
-    return _run(x, forms, bias, activation, None)
+    return run(x, forms, bias, activation, None)
 
 
 def call_for(

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from nmflow.ops import native, native_plan
+from nmflow.ops import native, native_plan, native_tune
 from nmflow.ops.gpu import choice as gpu_choice
 from nmflow.ops.gpu import linear as gpu_linear
 from nmflow.ops.gpu import measure as gpu_measure
@@ -104,7 +104,7 @@ def _on_cpu(rows: PackedRows, tokens: int) -> Iterator[tuple[Key, _Measure, _Hol
     pattern = rows.pattern
     packed = native.prepare(rows.values, rows.offsets, *rows.shape, pattern.n, pattern.m, v=pattern.v)
     key = packed.forms.key(tokens, torch.get_num_threads())
-    yield key, lambda seconds: native.tune(packed, tokens, seconds), lambda choice: True
+    yield key, lambda seconds: native_tune.tune(packed, tokens, seconds), lambda choice: True
 
 
 def _on_gpu(rows: PackedRows, tokens: int) -> Iterator[tuple[Key, _Measure, _Holds]]:
