@@ -78,7 +78,8 @@ typedef struct nmflow_weight {
     int32_t tile_tokens; /* TB: tokens of a tile at most; RV: tokens that share one load of a weight */
     int32_t tile_rows;   /* TB: rows that share one K-block of x in L1 (one vector of them, of tokens too, and all
                             columns in one K-block: sums stay in registers); RV: row vectors that share a load of x; 1
-                            reads the weight of one token from two halves, each in the order of memory */
+                            takes a few tokens at a time and reads the weight from two halves, each in the
+                            order of memory */
 } nmflow_weight;
 
 NMFLOW_API int32_t nmflow_abi_version(void);

@@ -6,7 +6,7 @@
 //           for a step of the chunk:  sum[rows][token] += value[rows] * x[index[rows]]
 //       after the last block, sums + bias, activation -> y
 //
-// One token at a time has a loop of its own (`OneToken`): two vectors of rows at once, from two halves of the weight.
+// A few tokens have a loop of their own (`FewTokens`): two vectors of rows at once, from two halves of the weight.
 //
 // Packed weight: values [row vectors][steps][lanes], index the column within the chunk. A step is what one multiplication
 // takes of a row: a kept weight (float32) or two (bfloat16). Rows that fill up the last vector have value 0 and index 0.
@@ -19,7 +19,8 @@
 //   Values                     how a step's values are stored
 //   steps(kept)                of so many kept weights of a row
 //   per_word, next(index)      indices of a word; brings up the next one
-//   reach, cost, most_tokens   columns of a whole load (0: any number), registers a token, tokens of a tile
+//   reach, cost, most_tokens   columns of a whole load (0: any number), registers a token, tokens of a tile (0: it has none,
+//                              whatever the number of tokens is)
 //   read(x), read_first(x, n)  takes in a chunk, for one token
 //   plus(sum, value, index)    sum + value * x[index]
 //   put(y, v, n)               the first n numbers of v become y
@@ -182,36 +183,42 @@ static void rv_tile(const Job &job, const Steps<From> &steps, int64_t vector, in
     }
 }
 
-// One token. The weight's bytes are the time, and a core reads most where it reads two places at once, each from one end to
-// the other. The chunk a step lies in comes from a table, so that a word's steps are one straight piece of code whatever the
-// pattern is: words and chunks begin together again after `words` of them and `width` columns, a cycle.
+// A few tokens, all at once. The weight's bytes are the time, and a core reads most where it reads two places at once, each
+// from one end to the other. The chunk a step lies in comes from a table, so that a word's steps are one straight piece of
+// code whatever the pattern is: words and chunks begin together again after `words` of them and `width` columns, a cycle.
 template <class From>
-class OneToken {
+class FewTokens {
     static constexpr int per_word = From::per_word, reach = From::reach;
-    static constexpr int chains = 2;  // of a place; a sum takes longer than its weight's arrival
     static constexpr int64_t size = From::Values::size, ahead = bytes_ahead / (4 * size);  // steps
-    const Steps<From> &steps;
     int64_t words, width;
     int32_t column[reach * per_word];  // of the chunk of every step of a cycle
 
    public:
-    explicit OneToken(const Steps<From> &all) : steps(all) {
+    const Steps<From> steps;
+
+    explicit FewTokens(const nmflow_weight &w) : steps(w) {
         for (words = 1; words * per_word % steps.of_chunk;) ++words;
         width = words * per_word / steps.of_chunk * steps.l.chunk;
         for (int64_t i = 0; i < words * per_word; ++i)
             column[i] = static_cast<int32_t>(i / steps.of_chunk * steps.l.chunk);
     }
 
-    // -> out: the sums of `Places` vectors of rows, `apart` vectors from one to the next.
-    template <int Places>
-    inline void sums(const float *values, const uint32_t *word, int64_t apart, const typename From::X *x, V *out) const {
+    // Vectors `vector`, `vector + apart`, ... and tokens from `token` on -> their sums.
+    template <int Places, int Tokens>
+    inline __attribute__((always_inline)) void sums(int64_t vector, int64_t apart, const typename From::X *x,
+                                                    int64_t x_stride, V (&out)[Places][Tokens]) const {
+        constexpr int chains = Tokens <= 2 ? 2 : 1;  // a sum takes longer than its weight's arrival
         const nmflow_layout &l = steps.l;
+        const float *values = steps.first_value + vector * steps.values;
+        const uint32_t *word = steps.first_word + vector * steps.words;
         const int64_t values_apart = apart * steps.values, words_apart = apart * steps.words;
-        V sum[Places][chains];
+        V sum[chains][Places][Tokens];
         NMFLOW_UNROLLED
-        for (int p = 0; p < Places; ++p)
+        for (int i = 0; i < chains; ++i)
             NMFLOW_UNROLLED
-            for (int i = 0; i < chains; ++i) sum[p][i] = broadcast(0.0f);
+            for (int p = 0; p < Places; ++p)
+                NMFLOW_UNROLLED
+                for (int t = 0; t < Tokens; ++t) sum[i][p][t] = broadcast(0.0f);
         int64_t k = 0;
         for (; k + width - l.chunk + reach <= l.cols; k += width)  // what a whole load would overrun is left
             for (const int32_t *at = column; at < column + words * per_word; at += per_word) {
@@ -223,27 +230,48 @@ class OneToken {
                 }
                 NMFLOW_UNROLLED
                 for (int s = 0; s < per_word; ++s) {
-                    From from;
-                    from.read(x + k + at[s]);
+                    V value[Places];
                     NMFLOW_UNROLLED
                     for (int p = 0; p < Places; ++p) {
                         const float *here = values + p * values_apart + s * size;
-                        sum[p][s % chains] = from.plus(sum[p][s % chains], steps.value(here, index[p]), index[p]);
-                        index[p] = From::next(index[p]);
+                        value[p] = steps.value(here, index[p]);
                         __builtin_prefetch(here + ahead * size);
                     }
+                    NMFLOW_UNROLLED
+                    for (int t = 0; t < Tokens; ++t) {
+                        From from;
+                        from.read(x + t * x_stride + k + at[s]);
+                        NMFLOW_UNROLLED
+                        for (int p = 0; p < Places; ++p)
+                            sum[s % chains][p][t] = from.plus(sum[s % chains][p][t], value[p], index[p]);
+                    }
+                    NMFLOW_UNROLLED
+                    for (int p = 0; p < Places; ++p) index[p] = From::next(index[p]);
                 }
                 values += per_word * size;
                 word += lanes;
             }
         NMFLOW_UNROLLED
         for (int p = 0; p < Places; ++p) {
-            V all[1][1] = {{sum[p][0]}};
+            V all[1][Tokens];
             NMFLOW_UNROLLED
-            for (int i = 1; i < chains; ++i) all[0][0] += sum[p][i];
-            rv_add(steps, values + p * values_apart, word + p * words_apart, x, 0, k, l.cols, all);
-            out[p] = all[0][0];
+            for (int t = 0; t < Tokens; ++t) {
+                all[0][t] = sum[0][p][t];
+                if constexpr (chains > 1) all[0][t] += sum[1][p][t];
+            }
+            rv_add(steps, values + p * values_apart, word + p * words_apart, x, x_stride, k, l.cols, all);
+            NMFLOW_UNROLLED
+            for (int t = 0; t < Tokens; ++t) out[p][t] = all[0][t];
         }
+    }
+
+    // The same, put into y.
+    template <int Places, int Tokens>
+    static void put(const Job &job, const FewTokens &few, int64_t vector, int64_t apart, int64_t token) {
+        V sum[Places][Tokens];
+        const auto *x = static_cast<const typename From::X *>(job.x) + token * job.x_stride;
+        few.sums(vector, apart, x, job.x_stride, sum);
+        for (int p = 0; p < Places; ++p) rv_put<From>(job, vector + p * apart, 1, token, Tokens, sum[p]);
     }
 };
 
@@ -273,24 +301,38 @@ static RvTile<From> rv_tile_of(int rows, int tokens) {
     return rv_tile_of<From, 1>(tokens, Upto());
 }
 
-// Row vectors [begin, end), one token: one of the first half beside one of the second, and the last where they are odd.
+// Tokens that `FewTokens` takes at once: as many as the registers have sums for, beside an x, values, indices, what is picked.
 template <class From>
-static void rv_run_one(const Job &job, int64_t begin, int64_t end) {
-    const Steps<From> steps(*job.weight);
-    const OneToken<From> one(steps);
-    const float *values = steps.first_value;
-    const uint32_t *words = steps.first_word;
-    const auto *x = static_cast<const typename From::X *>(job.x);
-    const int64_t half = (end - begin) / 2;
-    V sum[2];
-    for (int64_t vector = begin; vector < begin + half; ++vector) {
-        one.template sums<2>(values + vector * steps.values, words + vector * steps.words, half, x, sum);
-        rv_put<From>(job, vector, 1, 0, 1, sum);
-        rv_put<From>(job, vector + half, 1, 0, 1, sum + 1);
-    }
-    for (int64_t vector = begin + 2 * half; vector < end; ++vector) {
-        one.template sums<1>(values + vector * steps.values, words + vector * steps.words, 0, x, sum);
-        rv_put<From>(job, vector, 1, 0, 1, sum);
+static constexpr int rv_few_at_once() {
+    const int tokens = (NMFLOW_REGISTERS - From::cost - 6) / 2;
+    return tokens < rv_most_tokens ? tokens : rv_most_tokens;
+}
+
+template <class From, int Places, int... Tokens>
+static void rv_put_few(const Job &job, const FewTokens<From> &few, int64_t vector, int64_t apart, int64_t token, int tokens,
+                       Numbers<Tokens...>) {
+    static constexpr decltype(&FewTokens<From>::template put<Places, 1>) table[] = {
+        FewTokens<From>::template put<Places, Tokens + 1>...};
+    table[tokens - 1](job, few, vector, apart, token);
+}
+
+// Row vectors [begin, end), all tokens: a vector of the first half beside one of the second, and the last where they are odd.
+template <class From>
+static void rv_run_few(const Job &job, int64_t begin, int64_t end) {
+    constexpr int at_once = rv_few_at_once<From>();
+    static_assert(at_once >= 1, "registers for the sums of a token");
+    constexpr typename Count<at_once>::Below upto;
+    const FewTokens<From> few(*job.weight);
+    const int64_t half = (end - begin) / 2, tiles = div_up(job.tokens, least(at_once, job.weight->tile_tokens));
+    for (int64_t i = 0; i < half + (end - begin) % 2; ++i) {
+        for (int64_t tile = 0, token = 0; tile < tiles; ++tile) {
+            const int here = static_cast<int>(job.tokens / tiles + (tile < job.tokens % tiles));
+            if (i < half)
+                rv_put_few<From, 2>(job, few, begin + i, half, token, here, upto);
+            else
+                rv_put_few<From, 1>(job, few, end - 1, 0, token, here, upto);
+            token += here;
+        }
     }
 }
 
@@ -315,12 +357,10 @@ static Together rv_together(const Steps<From> &steps, int rows, int64_t tokens, 
     return {1 + of_x / x, rows * (1 + beside_x), l.cols};
 }
 
-// Row vectors [begin, end), all tokens.
+// Row vectors [begin, end), all tokens, in tiles.
 template <class From>
-static void rv_run(const Job &job, int64_t begin, int64_t end) {
+static void rv_run_tiles(const Job &job, int64_t begin, int64_t end) {
     const nmflow_weight &w = *job.weight;
-    if constexpr (From::cost > 0)
-        if (job.tokens == 1 && w.tile_rows == 1) return rv_run_one<From>(job, begin, end);
     const Steps<From> steps(w);
     const int rows = w.tile_rows >= 4 ? 4 : w.tile_rows >= 2 ? 2 : 1;
     int64_t most = least(rv_most_tokens, least(w.tile_tokens, job.tokens));
@@ -353,6 +393,15 @@ static void rv_run(const Job &job, int64_t begin, int64_t end) {
                 k += together.cols;
             } while (k < cols);
         }
+}
+
+// Row vectors [begin, end), all tokens.
+template <class From>
+static void rv_run(const Job &job, int64_t begin, int64_t end) {
+    constexpr bool in_tiles = From::most_tokens > 0, by_few = From::cost > 0;
+    if constexpr (by_few)
+        if (!in_tiles || job.weight->tile_rows == 1) return rv_run_few<From>(job, begin, end);
+    if constexpr (in_tiles) rv_run_tiles<From>(job, begin, end);
 }
 
 }  // namespace NMFLOW_ISA

@@ -40,10 +40,10 @@ struct InRegisters : OfFloats<bits_below(Regs * lanes)> {
 };
 
 // A chunk of fewer entries than lanes, again and again: an index has fewer bits, and those above them do not matter.
-// Bytes are the time where tokens are few: one at a time is all it takes.
+// Bytes are the time where tokens are few: no tiles of many.
 template <int Reach>
 struct Repeated : OfFloats<bits_below(Reach)> {
-    static constexpr int reach = Reach, cost = 1, most_tokens = 1;
+    static constexpr int reach = Reach, cost = 1, most_tokens = 0;
     V x;
     inline void read(const float *p) { x = load_repeated<Reach>(p); }
     inline void read_first(const float *p, int64_t count) {

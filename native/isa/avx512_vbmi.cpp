@@ -35,7 +35,7 @@ template <int Reach>
 struct RepeatedShort {
     using X = float;
     using Values = Short<bits_below(Reach)>;
-    static constexpr int reach = Reach, cost = 1, most_tokens = 1;
+    static constexpr int reach = Reach, cost = 1, most_tokens = 0;
     static constexpr int bits = bits_below(Reach) + exponent_bits, per_word = 32 / bits;
     static constexpr int64_t steps(int64_t kept) { return kept; }
     static inline I next(I word) { return word >> bits; }

@@ -6,6 +6,7 @@ The oracle writes the dense weight entry by entry and multiplies in float64; it 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 import random
@@ -131,22 +132,26 @@ if HERE and native.describe()["bf16"]:
 @pytest.mark.parametrize(("isa", "dtype"), ROW_VECTORS)
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 7, 8, 12, 16, 24, 32, 64, 100, 128])
 @pytest.mark.parametrize(("few", "least"), [(False, 0.0), (True, 0.0), (True, 1e-3)], ids=["wide", "few", "short"])
-def test_one_token_row_by_row(isa: str, dtype: torch.dtype, m: int, few: bool, least: float) -> None:
-    """However the kept weights of a chunk fall into words of indices: whole cycles of them, parts of one, a tail.
+def test_a_few_tokens_in_the_order_of_the_weight(isa: str, dtype: torch.dtype, m: int, few: bool, least: float) -> None:
+    """However the kept weights of a chunk fall into words of indices: whole cycles of them, parts of one, a tail; as many
+    tokens as are taken at once, fewer, and some more.
 
     Values of at least 1e-3 have few exponents.
     """
     m = min(m, 64 if dtype == torch.bfloat16 else m)  # its widest
+    numbers_of_tokens = itertools.cycle((2, 3, 4, 5, 6, 7, 8, 9, 19))
     for i, n in enumerate(sorted({1, min(2, m), min(3, m), m // 2 or 1, m - 1 or 1, m})):
         for rows, axis in ((37, 3 * m), (16, 131), (5, 48 * m + 7), (33, 1024), (165, 515)):
             values, offsets, dense = weight(rows, axis, n, m, dtype, i, least)
             packed = native.prepare(values, offsets, rows, axis, n, m, isa=isa)
-            choose(packed, 1, Tiling("rv", m if few else 0, 1, 1))
-            wide = torch.cat([torch.randn(axis), torch.full((5 * (i % 2),), math.nan)])  # or nothing, for sanitizers
-            x, y, bias = wide[:axis].to(dtype), poisoned(rows + 3, dtype=dtype), torch.randn(rows).to(dtype)
-            native.linear(x, packed, bias, out=y[:rows])
-            assert gap(y[:rows], dense @ x.double() + bias.double()) <= TOLERANCE[dtype], (rows, axis, n)
-            assert y[rows:].isnan().all()
+            for tokens in (1, next(numbers_of_tokens)):
+                choose(packed, tokens, Tiling("rv", m if few else 0, 8, 1))
+                # Something between the rows of x, or nothing, for sanitizers.
+                wide = torch.cat([torch.randn(tokens, axis), torch.full((tokens, 5 * (i % 2)), math.nan)], 1).to(dtype)
+                x, y, bias = wide[:, :axis], poisoned(tokens, rows + 3, dtype=dtype), torch.randn(rows).to(dtype)
+                native.linear(x, packed, bias, out=y[:, :rows])
+                assert gap(y[:, :rows], x.double() @ dense.T + bias.double()) <= TOLERANCE[dtype], (rows, axis, n, tokens)
+                assert y[:, rows:].isnan().all()
             if few and least:
                 assert value_bits(packed) == (24 if dtype == torch.float32 and m <= 8 and isa == SHORT_VALUES else 0)
 
@@ -245,7 +250,7 @@ def test_row_vectors_in_blocks_of_the_caches(
     x, bias = torch.randn(tokens, axis).to(dtype), torch.randn(rows).to(dtype)
     product = x.double() @ dense.T
     for split in get_args(Split):
-        for tile_tokens, tile_rows in ((5, 4), (8, 2), (3, 1)):
+        for tile_tokens, tile_rows in ((5, 4), (8, 2), (8, 1), (3, 1)):
             choose(packed, tokens, Tiling("rv", 0, tile_tokens, tile_rows, split))
             for add, activation in ((None, None), (bias, None), (bias, "gelu")):
                 room = poisoned(tokens + 1, rows + 3, dtype=dtype)
@@ -576,7 +581,31 @@ def test_a_plan_that_is_none_is_refused(old: str, new: str) -> None:
 @pytest.mark.parametrize(("reach", "m", "chunk"), [(8, 4, 4), (8, 8, 0), (128, 4, 4), (128, 8, 8), (128, 16, 0)])
 def test_one_token_has_a_form_of_its_own_only_where_indices_get_shorter(reach: int, m: int, chunk: int) -> None:
     assert default_tiling(Key(64, 64, 1, m, "float32", bucket(1), 1), reach).chunk == chunk
-    assert default_tiling(Key(64, 64, 1, m, "float32", bucket(4), 1), reach).chunk == 0
+    assert default_tiling(Key(64, 64, 1, m, "float32", bucket(4), 1), reach).chunk == chunk
+    assert default_tiling(Key(64, 64, 1, m, "float32", bucket(16), 1), reach).chunk == 0
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "tokens", "reach", "way"),
+    [
+        *[(2, 4, tokens, 128, ("rv", 1)) for tokens in (1, 2, 4, 8, 16)],
+        (2, 4, 17, 128, ("rv", 4)),
+        (1, 16, 16, 128, ("rv", 1)),
+        (1, 32, 4, 128, ("rv", 1)),
+        (1, 32, 5, 128, ("rv", 4)),
+        (1, 128, 1, 128, ("rv", 1)),
+        (1, 128, 8, 128, ("rv", 4)),
+        (1, 128, 9, 128, ("tb", 256)),
+        (1, 256, 1, 128, ("rv", 4)),  # gathered
+        (1, 256, 2, 128, ("tb", 256)),
+        (1, 8, 16, 8, ("rv", 1)),  # AVX2
+        (1, 16, 16, 8, ("tb", 256)),
+        (2, 4, 1, 0, ("tb", 256)),  # portable
+    ],
+)
+def test_a_few_tokens_read_the_weight_in_its_order(n: int, m: int, tokens: int, reach: int, way: tuple[str, int]) -> None:
+    tiling = default_tiling(Key(64, 64, n, m, "float32", bucket(tokens), 2), reach)
+    assert (tiling.algorithm, tiling.tile_rows) == way
 
 
 @pytest.mark.parametrize(

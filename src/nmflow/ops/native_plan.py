@@ -149,7 +149,7 @@ def expect_dense(key: Key, isa: str) -> bool:
 
 
 _RV_REACH = 32
-"""Widest block for RV in float32 at more than one token: two registers; further ones take a permutation more each."""
+"""Widest block for RV in float32 at more than 8 tokens: two registers; further ones take a permutation more each."""
 
 
 _X_OVER_WEIGHT = 4
@@ -160,21 +160,32 @@ def default_tiling(key: Key, rv_reach: int) -> Tiling:
     """The tiling of a weight that was not measured; `rv_reach`: the widest block that RV permutes, 0 for no RV.
 
     RV needs no transposition of x, and in bfloat16 it multiplies two numbers a lane, where TB computes in float32. TB
-    takes blocks that RV would have to gather. In RV threads share out rows, so that each reads its part of the weight
-    and all of x, but tokens where x is the larger by far; in TB tokens where there are enough: each transposes its own.
+    takes blocks that RV would have to gather. A few tokens wait for the weight, which RV then reads in its own order. In RV
+    threads share out rows, so that each reads its part of the weight and all of x, but tokens where x is the larger by
+    far; in TB tokens where there are enough: each transposes its own.
     """
     tokens = 1 << key.bucket
     enough_tokens = tokens >= 64 * key.threads
     far_larger_x = tokens * key.m > _X_OVER_WEIGHT * key.out_features * key.n
+    if key.m <= rv_reach and tokens <= _in_order(key):
+        return Tiling("rv", key.m if tokens <= 4 and _has_shorter(key, rv_reach) else 0, 8, 1)
     if rv_reach and tokens == 1:
-        if key.m <= min(rv_reach, _RV_REACH):
-            # Fewer bytes where a form has them; else it is that of a few tokens, packed once for both.
-            shorter = key.dtype == "float32" and key.m <= min(8, rv_reach // 2)
-            return Tiling("rv", key.m if shorter else 0, 1, 1)
         return Tiling("rv", 0, 1, 4)
-    if key.m <= (rv_reach if key.dtype == "bfloat16" else min(rv_reach, _RV_REACH)):
+    widest = rv_reach if key.dtype == "bfloat16" or tokens <= 8 else min(rv_reach, _RV_REACH)
+    if key.m <= widest:
         return Tiling("rv", 0, 5, 4, "tokens" if enough_tokens and far_larger_x else "rows")
     return tb_tiling(key.n, key.m, key.in_features, tokens, "tokens" if enough_tokens else "rows")
+
+
+def _in_order(key: Key) -> int:
+    """The most tokens for which the weight is best read in the order of memory, in two places (RV with one vector of
+    rows a tile), from wherever it comes; further ones are worth tiles, the sooner the less of a weight is left."""
+    return 16 if key.m <= 16 * key.n else 4 if key.m <= 32 * key.n else 1
+
+
+def _has_shorter(key: Key, rv_reach: int) -> bool:
+    """Whether there is a form of fewer bytes; where there is not, few tokens take that of many, packed once for both."""
+    return key.dtype == "float32" and key.m <= min(8, rv_reach // 2)
 
 
 def tb_tiling(n: int, m: int, in_features: int, tokens: int, split: Split) -> Tiling:
@@ -193,6 +204,8 @@ def candidates(key: Key, rv_reach: int) -> list[Tiling]:
     found = [default_tiling(key, rv_reach)]
     if rv_reach and tokens > 1 and key.m <= max(rv_reach, 32 if tokens <= 16 else 0):
         # One token has one choice: from memory, which is what counts there, nothing else was faster.
+        if key.m <= rv_reach and tokens <= 64:
+            found += [Tiling("rv", chunk, 8, 1) for chunk in ((0, key.m) if _has_shorter(key, rv_reach) else (0,))]
         splits: tuple[Split, ...] = ("rows", "tokens") if tokens >= 64 else ("rows",)
         found += [Tiling("rv", 0, each, rows, split) for rows, each in ((4, 5), (2, 8)) for split in splits]
     if tokens >= 8:
