@@ -133,8 +133,8 @@ if HERE and native.describe()["bf16"]:
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 7, 8, 12, 16, 24, 32, 64, 100, 128])
 @pytest.mark.parametrize(("few", "least"), [(False, 0.0), (True, 0.0), (True, 1e-3)], ids=["wide", "few", "short"])
 def test_a_few_tokens_in_the_order_of_the_weight(isa: str, dtype: torch.dtype, m: int, few: bool, least: float) -> None:
-    """However the kept weights of a chunk fall into words of indices: whole cycles of them, parts of one, a tail; as many
-    tokens as are taken at once, fewer, and some more.
+    """However the kept weights of a chunk fall into words of indices: whole cycles of them, parts of one, a tail; as
+    many tokens as are taken at once, fewer, and some more.
 
     Values of at least 1e-3 have few exponents.
     """
@@ -150,7 +150,8 @@ def test_a_few_tokens_in_the_order_of_the_weight(isa: str, dtype: torch.dtype, m
                 wide = torch.cat([torch.randn(tokens, axis), torch.full((tokens, 5 * (i % 2)), math.nan)], 1).to(dtype)
                 x, y, bias = wide[:, :axis], poisoned(tokens, rows + 3, dtype=dtype), torch.randn(rows).to(dtype)
                 native.linear(x, packed, bias, out=y[:, :rows])
-                assert gap(y[:, :rows], x.double() @ dense.T + bias.double()) <= TOLERANCE[dtype], (rows, axis, n, tokens)
+                expected = x.double() @ dense.T + bias.double()
+                assert gap(y[:, :rows], expected) <= TOLERANCE[dtype], (rows, axis, n, tokens)
                 assert y[:, rows:].isnan().all()
             if few and least:
                 assert value_bits(packed) == (24 if dtype == torch.float32 and m <= 8 and isa == SHORT_VALUES else 0)
@@ -603,7 +604,9 @@ def test_one_token_has_a_form_of_its_own_only_where_indices_get_shorter(reach: i
         (2, 4, 1, 0, ("tb", 256)),  # portable
     ],
 )
-def test_a_few_tokens_read_the_weight_in_its_order(n: int, m: int, tokens: int, reach: int, way: tuple[str, int]) -> None:
+def test_a_few_tokens_read_the_weight_in_its_order(
+    n: int, m: int, tokens: int, reach: int, way: tuple[str, int]
+) -> None:
     tiling = default_tiling(Key(64, 64, n, m, "float32", bucket(tokens), 2), reach)
     assert (tiling.algorithm, tiling.tile_rows) == way
 

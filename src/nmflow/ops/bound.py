@@ -17,6 +17,8 @@ from nmflow.ops.dispatch import select_linear
 from nmflow.ops.gpu import linear as gpu
 from nmflow.ops.gpu.choice import DENSE, Way
 
+_STRIDED = torch.strided
+
 _MOST_REMEMBERED = 256
 """Shapes of x; a process that sees more of them (texts of every length) starts to remember anew."""
 
@@ -78,7 +80,9 @@ class BoundOnCpu:
     def __call__(self, x: Tensor, bias: Tensor | None, activation: Activation | None = None) -> Tensor | None:
         """y = act(x W^T + b); None where the registry must be asked: gradients, autocast, strided x, dense faster, and
         where it no longer holds."""
-        if self._handle is None or not x.is_cpu or not x.is_contiguous() or not self.holds():
+        if self._handle is None or not x.is_cpu or x.layout is not _STRIDED or not x.is_contiguous() or x.is_neg():
+            return None
+        if not self.holds():
             return None
         if not _plain_inference(x, bias, self._dtype, "cpu"):
             return None

@@ -5,6 +5,7 @@ A GPU's kernels and the native library, where there are any, are asked first; pl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -45,6 +46,8 @@ def select_linear(
     x: Tensor, values_RS: Tensor, shape: tuple[int, int], n: int, m: int, bias: Tensor | None, v: int = 1
 ) -> Kernel:
     """The kernel that `linear` runs."""
+    lead = x.shape[:-1]
+    compiling = torch.compiler.is_compiling()
     return select(
         "linear",
         device=x.device.type,
@@ -53,10 +56,12 @@ def select_linear(
         n=n,
         m=m,
         v=v,
-        tokens=x.shape[:-1].numel(),
+        tokens=math.prod(lead) if compiling else lead.numel(),  # a symbol, in a graph for any number of tokens
         needs_grad=torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)),
         autocast=torch.is_autocast_enabled(x.device.type),
         same_dtype=x.dtype == values_RS.dtype and (bias is None or bias.dtype == x.dtype),
+        strided=x.layout is torch.strided and not x.is_nested,
+        transformed=not compiling and native_library.transformed(),
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +19,12 @@ from torch import library as operators
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from nmflow.groups import num_groups, spread
-from nmflow.ops.dense import Activation, activate, unpacked, versions
-from nmflow.ops.native_library import DTYPES, ISAS, UNSUPPORTED, Layout, Weight, checked, loaded, plain
+from nmflow.ops.dense import Activation, activate, state, unpacked
+from nmflow.ops.native_library import DTYPES, ISAS, PLAIN, UNSUPPORTED, Layout, Weight, checked, loaded, plain
 from nmflow.ops.native_library import describe as describe
 from nmflow.ops.native_library import why_not as why_not
 from nmflow.ops.native_plan import DENSE, Key, NativePlan, Tiling, bucket, default_tiling, expect_dense
+from nmflow.ops.reference import expand
 from nmflow.pattern import Pattern
 
 _ALGORITHMS = {"tb": 0, "rv": 1}
@@ -60,7 +61,9 @@ class _Forms:
     ) -> None:
         self.values_RS, self.offsets_GS = values_RS.detach().contiguous(), offsets_GS.detach().contiguous()
         self.shape, self.n, self.m, self.v, self.isa, self.dtype = shape, n, m, v, isa, values_RS.dtype
-        self.versions = versions(values_RS, offsets_GS)
+        self.state = state(values_RS, offsets_GS)
+        self.offsets = offsets_GS.detach()  # its memory is held, so that nothing else takes the address it is known by
+        self.plan_changes = plan.changes
         self.packed: dict[tuple[str, int], _Packed] = {}
         self.calls: dict[tuple[object, ...], Call] = {}
 
@@ -88,12 +91,17 @@ class _Forms:
             checked(packed, f"packing a weight {self.shape} at {self.n}:{self.m} for {algorithm}")
         return cast(_Packed, packed)
 
+    def _layout(self, algorithm: str, chunk: int, value_bits: int) -> Layout | int:
+        """The layout, complete, or the library's status."""
+        dtype = DTYPES[self.values_RS.dtype]
+        layout = Layout(*self.shape, self.n, self.m, dtype, self.isa, _ALGORITHMS[algorithm], chunk, value_bits)
+        return cast(int, loaded().handle.nmflow_layout_init(layout)) or layout
+
     def _packed_as(self, algorithm: str, chunk: int, value_bits: int) -> _Packed | int:
         """The form, or the library's status."""
-        native, dtype = loaded(), DTYPES[self.values_RS.dtype]
-        layout = Layout(*self.shape, self.n, self.m, dtype, self.isa, _ALGORITHMS[algorithm], chunk, value_bits)
-        if status := native.handle.nmflow_layout_init(layout):
-            return cast(int, status)
+        native, layout = loaded(), self._layout(algorithm, chunk, value_bits)
+        if isinstance(layout, int):
+            return layout
         values, index = _aligned(layout.values_size), _aligned(layout.index_size)
         offsets_RS = spread(self.offsets_GS, self.v, self.shape[0])
         pointers = [each.data_ptr() for each in (self.values_RS, offsets_RS, values, index)]
@@ -110,7 +118,9 @@ class _Forms:
     def tiling(self, tokens: int, threads: int) -> Tiling:
         key = self.key(tokens, threads)
         chosen = plan.choices.get(key, DENSE)
-        return default_tiling(key, self.rv_reach()) if chosen == DENSE else chosen
+        # A plan may have been measured on a machine that has kernels which this one lacks.
+        usable = chosen != DENSE and isinstance(self._layout(chosen.algorithm, chosen.chunk, 0), Layout)
+        return chosen if usable else default_tiling(key, self.rv_reach())
 
     def rv_reach(self) -> int:
         """Widest block that RV takes without a gather; 0 where there is no RV."""
@@ -155,7 +165,7 @@ class PackedWeight:
 
 
 plan = NativePlan()
-"""The choices every product consults; `native_tune` adds to it, and NativePlan.load(...) may replace its `choices`."""
+"""The choices every product consults; `native_tune` adds to it, and `adopt` those of NativePlan.load(...)."""
 
 _FORMS: MutableMapping[Tensor, _Forms] = WeakTensorKeyDictionary()
 """What the operator packed, while the tensor of values lives."""
@@ -286,6 +296,9 @@ def run(x: Tensor, forms: _Forms, bias: Tensor | None, activation: str | None, o
         y_stride = _row_stride(out, tokens, rows, x.dtype)
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
+    if forms.plan_changes != plan.changes:
+        forms.calls.clear()
+        forms.plan_changes = plan.changes
     threads = torch.get_num_threads()
     call = forms.calls.get(((tokens - 1).bit_length(), threads, activation))
     if call is None:
@@ -351,6 +364,9 @@ def operator(
     v: int = 1,
 ) -> Tensor:
     """`torch.ops.nmflow.linear`: takes the canonical form, so that an exported program runs on any machine."""
+    # The dispatcher has done what a class of one's own asks for, and gives the result its class again.
+    x = x if type(x) in PLAIN else x.as_subclass(Tensor)
+    bias = bias if bias is None or type(bias) in PLAIN else bias.as_subclass(Tensor)
     shape = out_features, in_features
     dense = why_not(device="cpu", dtype=x.dtype, m=m) or why_dense(shape, n, m, x.dtype, x.shape[:-1].numel())
     if dense is not None:
@@ -380,8 +396,8 @@ def call_for(
 def _forms_of(values: Tensor, offsets: Tensor, shape: tuple[int, int], n: int, m: int, v: int) -> _Forms:
     """What was packed of this weight, or a new packing of it."""
     forms = _FORMS.get(values)
-    asked = shape, n, m, v, versions(values, offsets)
-    if forms is None or (forms.shape, forms.n, forms.m, forms.v, forms.versions) != asked:
+    asked = shape, n, m, v, state(values, offsets)
+    if forms is None or (forms.shape, forms.n, forms.m, forms.v, forms.state) != asked:
         forms = prepare(values, offsets, *shape, n, m, v=v).forms
     return forms
 
@@ -407,6 +423,29 @@ def _fake(
     return x.new_empty((*x.shape[:-1], out_features))
 
 
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, values, offsets, bias, ctx.rows, ctx.axis, ctx.n, ctx.m, ctx.activation, ctx.v = inputs
+    ctx.save_for_backward(x, values, offsets, bias)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Of x and the bias; the weight is fixed. Layers take torch's product where gradients flow, but a graph that was
+    recorded without them keeps the operator."""
+    x, values, offsets, bias = ctx.saved_tensors
+    if ctx.activation is not None:
+        shape = ctx.rows, ctx.axis, ctx.n, ctx.m
+        with torch.enable_grad():
+            z = torch.ops.nmflow.linear(x.detach(), values, offsets, bias, *shape, None, ctx.v).requires_grad_()
+            (grad,) = torch.autograd.grad(activate(z, ctx.activation), z, grad)
+    of_x = of_bias = None
+    if ctx.needs_input_grad[0]:
+        of_x = grad @ expand(values, offsets, ctx.axis, ctx.n, ctx.m, ctx.v)
+    if bias is not None and ctx.needs_input_grad[3]:
+        of_bias = grad.reshape(-1, ctx.rows).sum(0)
+    return of_x, None, None, of_bias, *(None,) * 6
+
+
+operators.register_autograd("nmflow::linear", _backward, setup_context=_remember, lib=OPERATORS)
 OPERATORS.impl("linear", operator, "CPU")  # type: ignore[no-untyped-call]  # not annotated
 operators.register_fake("nmflow::linear", _fake, lib=OPERATORS)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.autograd import forward_ad
 
 import nmflow
 
@@ -93,13 +94,26 @@ def loaded() -> Library:
 
 
 def recording() -> bool:
-    """Whether calls are being written down (compile, export, jit.trace), and what torch does not see would be lost."""
-    return torch.compiler.is_compiling() or bool(torch._C._get_tracing_state())
+    """Whether calls are being written down (compile, export, jit.trace, a mode that watches torch's operators), and
+    what torch does not see would be lost."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def transformed() -> bool:
+    """Whether a tensor may stand for more than its numbers: in torch.func's transforms and forward-mode derivatives."""
+    return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
 
 
 def plain(*tensors: torch.Tensor | None) -> bool:
-    """Whether all of these that are not None may be handed over by address."""
-    return all(tensor is None or type(tensor) in PLAIN for tensor in tensors)
+    """Whether all of these that are not None may be handed over by address: they are what their memory holds."""
+    return all(
+        tensor is None or (type(tensor) in PLAIN and tensor.layout is torch.strided and not tensor.is_neg())
+        for tensor in tensors
+    )
 
 
 def _find() -> Library | str:

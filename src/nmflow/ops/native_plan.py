@@ -120,7 +120,13 @@ def _choice(row: Any) -> tuple[Key, Tiling]:
         key = Key(**{name: row[name] for name in Key._fields})
     except (TypeError, KeyError) as error:
         raise ValueError(f"plan: the choice {row!r} lacks or misspells a field ({error})") from None
-    if tiling.tile_tokens < 1 or tiling.tile_rows < 1 or tiling.chunk % key.m:
+    numbers = key._replace(dtype=0)  # type: ignore[arg-type]  # the one field that is none
+    if not isinstance(key.dtype, str) or any(type(number) is not int or number < 0 for number in numbers):
+        raise ValueError(f"plan: the choice {row!r} is for no weight: sizes are whole numbers, dtype a name")
+    tiles = (tiling.tile_tokens, tiling.tile_rows)
+    widest = 65536 if tiling.algorithm == "tb" else key.m
+    fits = key.m >= 1 and tiling.chunk % key.m == 0 and tiling.chunk <= widest
+    if not fits or not all(1 <= tile < 1 << 31 for tile in tiles) or (tiling.algorithm == "tb" and not tiling.chunk):
         raise ValueError(f"plan: the choice {row!r} has tiles that fit no weight")
     return key, tiling
 
@@ -160,9 +166,9 @@ def default_tiling(key: Key, rv_reach: int) -> Tiling:
     """The tiling of a weight that was not measured; `rv_reach`: the widest block that RV permutes, 0 for no RV.
 
     RV needs no transposition of x, and in bfloat16 it multiplies two numbers a lane, where TB computes in float32. TB
-    takes blocks that RV would have to gather. A few tokens wait for the weight, which RV then reads in its own order. In RV
-    threads share out rows, so that each reads its part of the weight and all of x, but tokens where x is the larger by
-    far; in TB tokens where there are enough: each transposes its own.
+    takes blocks that RV would have to gather. A few tokens wait for the weight, which RV then reads in its own order.
+    In RV threads share out rows, so that each reads its part of the weight and all of x, but tokens where x is the
+    larger by far; in TB tokens where there are enough: each transposes its own.
     """
     tokens = 1 << key.bucket
     enough_tokens = tokens >= 64 * key.threads
@@ -184,7 +190,7 @@ def _in_order(key: Key) -> int:
 
 
 def _has_shorter(key: Key, rv_reach: int) -> bool:
-    """Whether there is a form of fewer bytes; where there is not, few tokens take that of many, packed once for both."""
+    """Whether there is a form of fewer bytes; where there is not, few tokens take that of many, packed for both."""
     return key.dtype == "float32" and key.m <= min(8, rv_reach // 2)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nmflow.ops import native
 from nmflow.ops.dense import Activation
-from nmflow.ops.native_library import DTYPES, ISAS, Library, checked, loaded, plain, recording, why_not
+from nmflow.ops.native_library import DTYPES, ISAS, Library, checked, loaded, plain, recording, transformed, why_not
 
 MOST_TOKENS = 4
 """More than these share a reading of the weight better in torch's blocked product."""
@@ -31,7 +31,7 @@ def streams(x: Tensor, weight_RK: Tensor, bias: Tensor | None) -> bool:
 
     (torch's own product in bfloat16 reads as fast.)
     """
-    if why_not() is not None or loaded().best_isa == 0 or recording():
+    if why_not() is not None or loaded().best_isa == 0 or recording() or transformed():
         return False
     rows, axis = weight_RK.shape
     if not axis or x.shape[-1:] != (axis,) or not 0 < x.numel() <= MOST_TOKENS * axis or weight_RK.stride(1) != 1:

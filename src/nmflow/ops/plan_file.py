@@ -19,7 +19,7 @@ def kind_of(text: str) -> str:
     """Which kind of plan a text is. Raises `ValueError` where it is none."""
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     kind = found.get("format") if isinstance(found, dict) else None
     if not isinstance(kind, str) or not kind.endswith("-plan"):
@@ -29,9 +29,9 @@ def kind_of(text: str) -> str:
 
 def rows_of(text: str, kind: str, version: int) -> list[Any]:
     """The rows of `text_of`. Raises `ValueError` where the text is no plan of this kind and version."""
-    found = json.loads(text)
-    if not isinstance(found, dict) or found.get("format") != kind:
+    if kind_of(text) != kind:
         raise ValueError(f"this is no plan of the kind {kind}; nmflow.tune(..., plan=PATH) writes one")
+    found = json.loads(text)
     if found.get("version") != version:
         other = found.get("version")
         raise ValueError(f"plan of the kind {kind}: version {other!r}, this nmflow reads {version}; tune again")

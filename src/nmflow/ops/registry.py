@@ -19,7 +19,8 @@ class Kernel:
     looks without importing); `run` imports at its first call, so that nothing optional is loaded before it is chosen.
 
     Facts of `linear`: `device` (a type such as "cpu"), `dtype`, `shape` (out, in), `n`, `m`, `v` (rows that share
-    their columns), `tokens` (rows of x), `needs_grad`, `autocast`, `same_dtype` (of x, weight and bias).
+    their columns), `tokens` (rows of x), `needs_grad`, `autocast`, `same_dtype` (of x, weight and bias), `strided` (x
+    is neither sparse nor nested), `transformed` (by torch.func, or for forward-mode derivatives).
     Facts of `project`: `device`, `dtype`, `m`, `v`, `strides` (of every tensor, two or three of each),
     `plain` (all are ordinary tensors).
     """
@@ -42,6 +43,10 @@ def why_torch(**facts: object) -> str | None:
         return "autocast chooses the dtype"
     if facts.get("same_dtype") is False:
         return "x, weight and bias must be of one dtype"
+    if facts.get("strided") is False:
+        return "x is sparse or nested"
+    if facts.get("transformed"):
+        return "torch's transforms see its own operations alone"
     return None
 
 

@@ -45,8 +45,8 @@ class PackedRows(nn.Module):
         self.pattern = compressed.pattern
         self.shape = (compressed.values.shape[0], compressed.axis)
         self._bound: ops.Bound | None = None
-        self.register_buffer("values", compressed.values)
-        self.register_buffer("offsets", compressed.offsets)
+        self.register_buffer("values", _counted(compressed.values))
+        self.register_buffer("offsets", _counted(compressed.offsets))
         self.register_buffer("nm", torch.tensor(_numbers(self.pattern), device=compressed.values.device))
 
     @property
@@ -66,7 +66,7 @@ class PackedRows(nn.Module):
 
     def linear(self, x: Tensor, bias: Tensor | None, activation: Activation | None = None) -> Tensor:
         n, m, v = self.pattern.n, self.pattern.m, self.pattern.v
-        if not native_library.recording():
+        if not native_library.recording() and not native_library.transformed():
             bound = self._bound
             if bound is None or not bound.holds():
                 bound = self._bound = ops.bind(self._buffers, self.shape, n, m, v)
@@ -123,6 +123,12 @@ class PackedRows(nn.Module):
             held = "v".join([":".join(map(str, n_m)), *map(str, v)])
             error_messages = args[-1]
             error_messages.append(f"{prefix[:-1]}: the state dict holds {held}, this layer {self.pattern}")
+
+
+def _counted(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy of one from inference mode: those do not count what is written to them."""
+    with torch.inference_mode(False):
+        return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _numbers(pattern: Pattern) -> list[int]:
@@ -321,7 +327,7 @@ class NMLinear(_Stored, nn.Linear):
         # Past nn.Module's own lookup, and past the modules between here and the product: at one token both are felt.
         packed, parameters = cast(PackedWeight, self._modules["weight_nm"]), self._parameters
         bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401  # it may be stored: costly
-        if native_library.recording():
+        if native_library.recording() or native_library.transformed():
             return packed.linear(input, bias, self.activation)
         last, bound = self._direct
         if last is packed and bound is not None:
