@@ -93,7 +93,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
 
 def test_the_places_are_the_product_of_the_settings() -> None:
     whole = list(places(KernelSettings()))
-    assert len(whole) == len(set(whole)) == 4 * (6 * 4 + 3 + 5)
+    assert len(whole) == len(set(whole)) == 4 * (6 * 5 + 3 * 2 + 5)
     assert {place.layers for place in whole if place.part == "cold"} == {24}
     assert {(place.dtype, place.tokens) for place in whole if place.part == "bf16"} == {("bfloat16", 196)}
     few = list(places(read(KernelSettings, ["parts=linear,masks", "patterns=1:8", "tokens=3", "shapes=8x8,8x16"])))

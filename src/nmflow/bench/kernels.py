@@ -22,6 +22,7 @@ from nmflow.pattern import Pattern
 from nmflow.runtime.modules import PackedRows
 
 COLD_LAYERS = 24
+_COLD_TOKENS = (1, 4)
 _READ_MIB = 256
 _COLD_PATTERNS = ("2:4", "1:8", "1:32")
 _BF16_PATTERNS = ("2:4", "1:8", "1:16", "1:32", "1:128")
@@ -81,7 +82,8 @@ def places(settings: KernelSettings) -> Iterator[Place]:
                 yield from (Place("linear", shape, pattern, tokens, settings.dtype) for shape in shapes)
     if "cold" in settings.parts:
         for pattern in settings.patterns or _COLD_PATTERNS:
-            yield from (Place("cold", shape, pattern, 1, settings.dtype, COLD_LAYERS) for shape in shapes)
+            for tokens in settings.tokens or _COLD_TOKENS:
+                yield from (Place("cold", shape, pattern, tokens, settings.dtype, COLD_LAYERS) for shape in shapes)
     if "bf16" in settings.parts:
         for pattern in settings.patterns or _BF16_PATTERNS:
             for tokens in settings.tokens or (196,):
@@ -123,7 +125,7 @@ def measure(place: Place, rounds: int, setup: Setup) -> Cell:
         us=us,
         over=over,
         of_peak=flops / us[OURS] / 1e3 / setup.ceilings.gflops(dtype),
-        of_bandwidth=nbytes / us[OURS] / read if place.tokens == 1 else None,
+        of_bandwidth=nbytes / us[OURS] / read if place.tokens == 1 or place.layers > 1 else None,
         goal=goals.of_product(
             place.part, place.shape, place.dtype, place.pattern, place.tokens, setup.machine.threads
         ),

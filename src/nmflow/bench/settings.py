@@ -14,7 +14,7 @@ PARTS = ("linear", "cold", "bf16", "conv", "masks")
 GPU_PARTS = ("decode", "masks", "many", "shared", "float32", "train", "network")
 DTYPES = ("float32", "bfloat16")
 SHAPES = ((3072, 768), (768, 3072), (4096, 1024), (1024, 4096))
-TOKENS = (1, 16, 196, 1576)
+TOKENS = (1, 4, 16, 196, 1576)
 PATTERNS = ("2:4", "1:4", "1:8", "1:16", "1:32", "1:128")
 
 Shape = tuple[int, int]
