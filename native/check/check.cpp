@@ -94,7 +94,8 @@ void check_product(const Case &c) {
     }
     void *packed = aligned(layout.values_size), *index = aligned(layout.index_size);
     const void *offsets = c.m <= 256 ? static_cast<const void *>(narrow.data()) : wide.data();
-    const nmflow_weight weight = {layout, packed, index, NMFLOW_RELU, NMFLOW_SPLIT_ROWS, c.tile, c.tile};
+    const int32_t tokens = c.algorithm == NMFLOW_RV ? 8 : c.tile;
+    const nmflow_weight weight = {layout, packed, index, NMFLOW_RELU, NMFLOW_SPLIT_ROWS, tokens, c.tile};
     if (nmflow_pack(&layout, values.data(), offsets, packed, index, nullptr) != NMFLOW_OK ||
         nmflow_linear(&weight, x.data(), c.cols, bias.data(), y.data(), c.rows, c.tokens, nullptr) != NMFLOW_OK)
         fail("call", c);
