@@ -179,8 +179,7 @@ class Sparsifier:
         self.current_step = step
         for index, stage in enumerate(self._progress.stages):
             if stage.mask != "fresh" and not stage.pattern.is_dense and self._calibrated:
-                kept = self._progress.fixed.get(index)
-                if kept is None or (stage.mask == "inherit" and before[index].pattern != stage.pattern):
+                if index not in self._progress.fixed or before[index].pattern != stage.pattern:
                     self._progress.fixed[index] = self._best_of(index, stage.pattern, self._rows(self.slots[index]))
         changed = any(a.pattern != b.pattern for a, b in zip(before, self._progress.stages, strict=True))
         for name, effective in self._effective.items():
@@ -332,7 +331,7 @@ class Sparsifier:
         problems = _not_finite({name: weight for name, (weight, _) in weights.items()})
         if problems:
             raise ValueError("\n".join(problems))
-        slots: list[Slot] = []
+        masks: dict[Slot, Tensor] = {}  # all of them before anything is written
         for name, (weight, effective) in weights.items():
             for index, slot in effective.slots:
                 slot = replace(slot, name=name)
@@ -340,11 +339,15 @@ class Sparsifier:
                 if final.is_dense:  # the recipe "dense", the baseline
                     continue
                 rows = effective.rows(weight.detach(), slot)
-                pruned = torch.where(self._final_mask(index, rows, effective), rows, 0)
-                if bool((block_counts(pruned, final) > final.n).any()):
+                mask = self._final_mask(index, rows, effective)
+                if bool((block_counts(mask & (rows != 0), final) > final.n).any()):
                     raise RuntimeError(f"{slot.label}: the final mask is not {final}; this is a defect of nmflow")
-                effective.write_rows(weight.detach(), slot, pruned)
-                slots.append(slot)
+                masks[slot] = mask
+        slots = list(masks)
+        for slot, mask in masks.items():
+            weight, effective = weights[slot.name]
+            rows = effective.rows(weight.detach(), slot)
+            effective.write_rows(weight.detach(), slot, torch.where(mask, rows, 0))
         detach(model)
         record(model, slots)
         reports = tuple(_finalized(slot, *weights[slot.name]) for slot in slots)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import nmflow
-from contract.hosts import Host, every_host
+from contract.hosts import HOST, Host, every_host
 from contract.oracle import mask_of, overfull_blocks
 from contract.runs import (
     HALF_WAY,
@@ -150,3 +150,15 @@ def test_a_model_can_be_sparsified_again(host: Host) -> None:
     again.finalize()
     for name, parts in host.weights.items():
         assert not overfull_blocks(parameters(model)[name], parts)
+
+
+def test_a_mask_that_does_not_fit_is_found_before_anything_is_cut() -> None:
+    host = HOST["encoder_layer_train"]
+    model, sparsifier = train(host, STEPS, nmflow.recipe("ste", freeze=True))
+    dense = {name: value.clone() for name, value in model.state_dict().items()}
+    last = max(sparsifier._progress.fixed)
+    sparsifier._progress.fixed[last].fill_(True)                  # as a defect would leave it
+    with pytest.raises(RuntimeError, match="the final mask is not"):
+        sparsifier.finalize()
+    for name, value in model.state_dict().items():
+        assert_same(value, dense[name], name)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import nmflow
-from contract.hosts import Host, every_host
-from contract.oracle import Part, mask_of
+from contract.hosts import HOST, Host, every_host
+from contract.oracle import Part, mask_of, overfull_blocks
 from contract.runs import (
     ARRIVED,
     DECAY,
@@ -63,9 +66,11 @@ def mask_of_every_third(step: int, weight: Tensor, mask: Tensor, parts: Sequence
 INHERITED = {"dense": 1 / 8, "decay_end": 6 / 8}                  # patterns at steps 1 ... 6, at most five
 
 
-def inherited_mask(step: int, weight: Tensor, mask: Tensor, parts: Sequence[Part]) -> Tensor:
+def inherited_mask(
+    step: int, weight: Tensor, mask: Tensor, parts: Sequence[Part], recipe: nmflow.Recipe | None = None
+) -> Tensor:
     """In a new stage the top N among the survivors of the one before; fixed within a stage."""
-    recipe = nmflow.recipe("idp", **INHERITED)
+    recipe = recipe or nmflow.recipe("idp", **INHERITED)
     for part in parts:
         now, before = (
             recipe.at(max(s, 0), STEPS, nmflow.Pattern(part.n, part.m)).pattern for s in (step, step - 1)
@@ -133,3 +138,30 @@ def test_every_third(host: Host) -> None:
 @every_host
 def test_calibrated(host: Host) -> None:
     check_calibrated(host)
+
+
+@pytest.mark.parametrize(
+    "options", [{"schedule": {0.125: "3:4", 0.625: "1:4"}}, INHERITED], ids=["schedule", "stages"]
+)
+def test_inherited_and_frozen(options: dict[str, Any]) -> None:
+    """The target and the rule "frozen" may come in one step; the last choice is still made among the survivors."""
+    recipe = nmflow.recipe("idp", freeze=True, **options)
+    check_masks(HOST["linear"], recipe, partial(inherited_mask, recipe=recipe), [0.0] * (STEPS + 1))
+
+
+@pytest.mark.parametrize("stops", [(2, 9), (1, 3, 10), (10,)])
+def test_inherited_and_frozen_by_leaps(stops: tuple[int, ...]) -> None:
+    """A loop that passes its own count may leap over stages; Φ is N:M all the same, and no survivor is new."""
+    part = Part(1, 8)
+    model = nn.Linear(16, 8)
+    sparsifier = nmflow.Sparsifier(model, {"weight": part.text}, nmflow.recipe("idp", freeze=True), 10)
+    alive = torch.ones(8, 16, dtype=torch.bool)
+    for stop in stops:
+        nn.init.normal_(sparsifier.dense_weight("weight"))
+        sparsifier.step(n=stop)
+        seen = model.weight != 0
+        assert not (seen & ~alive).any(), f"step {stop}"
+        alive = seen
+    assert not overfull_blocks(model.weight, [part])
+    sparsifier.finalize()
+    assert torch.equal(model.weight != 0, alive)
