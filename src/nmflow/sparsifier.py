@@ -77,10 +77,15 @@ class Sparsifier:
         for name, slots in by_name.items():
             blocks = block_sizes([slot for _, slot in slots], planned)
             self._effective[name] = EffectiveWeight(slots, self._progress, remainder, gradient, blocks)
-        attach(model, self._effective)
         self._calibrated = not self.recipe.needs_gradients
         self._edited = True
-        self._advance(0)
+        self._ended: str | None = None  # why this run goes no further
+        attach(model, self._effective)
+        try:
+            self._advance(0)
+        except BaseException:  # weights that are spread in a way that cannot be followed
+            detach(model)
+            raise
         for effective in self._effective.values():
             effective.flips.clear()  # no step has been taken
 

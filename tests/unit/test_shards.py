@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import nmflow
@@ -148,3 +150,25 @@ def test_models_that_others_have_taken_over(build: Any, message: str) -> None:
         nmflow.Sparsifier(model, {"re:.*weight": "1:4"}, total_steps=4)
     assert all(type(module).__name__[:2] != "NM" for module in model.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+def test_what_is_refused_while_attaching_leaves_the_model_ordinary() -> None:
+    """That nobody gathers a weight is found when its part is looked for: by then the modules read W~."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    mesh = init_device_mesh("cpu", (1,))
+    model[1].weight = nn.Parameter(distribute_tensor(model[1].weight.detach(), mesh, [Replicate()]))
+    with pytest.raises(ValueError, match="tensor parallel makes it"):
+        nmflow.Sparsifier(model, {"re:.*weight": "1:4"}, total_steps=4)
+    assert [type(module) for module in model] == [nn.Linear, nn.Linear]
+    assert not any(key.startswith("_nm") for module in model for key in vars(module))
