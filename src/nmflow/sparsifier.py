@@ -102,6 +102,7 @@ class Sparsifier:
 
         Under FSDP2 a gradient arrives as dL/dW~, and is made dL/dW here where a recipe tells them apart.
         """
+        self._refuse_ended()
         self._edited = True
         for name, effective in self._effective.items():
             strength = max(self._progress.stages[index].sr_ste for index, _ in effective.slots)
@@ -119,8 +120,10 @@ class Sparsifier:
         """Move on by one optimizer step, or to `n` steps done, and derive masks and W~ from the new weights.
 
         Call it after every `optimizer.step()`; a loop that owns the count (fp16 loss scaling may skip steps) passes
-        it. `total_steps` calls are legal. Raises `ValueError` beyond the end or backwards.
+        it. `total_steps` calls are legal. Raises `ValueError` beyond the end or backwards, `RuntimeError` for a run
+        that `finalize` or `detach` has ended.
         """
+        self._refuse_ended()
         step = self.current_step + 1 if n is None else n
         if isinstance(step, bool) or not isinstance(step, int):
             raise TypeError(f"n is a number of optimizer steps, not {n!r}")
@@ -147,6 +150,7 @@ class Sparsifier:
         `loss_fn(model, batch)` returns a scalar. Gradients of the model are cleared. Source: Lee et al. 2019 (SNIP),
         applied block by block. Raises `ValueError` for other recipes, for no batches, and where g is NaN or inf.
         """
+        self._refuse_ended()
         if not self.recipe.needs_gradients:
             raise ValueError(f'recipe "{self.recipe.name}" takes its masks from the weights; only snip is calibrated')
         if self._calibrated:
@@ -245,6 +249,7 @@ class Sparsifier:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken. Raises `ValueError` naming what differs, before any change."""
+        self._refuse_ended()
         mine = self._identity()
         missing = [key for key in (*mine, "step", "calibrated", "masks") if key not in state]
         if missing:
@@ -314,6 +319,7 @@ class Sparsifier:
     def detach(self) -> None:
         """Give the modules their own classes back and leave the weights dense, as if nothing had been attached."""
         detach(self.model)
+        self._ended = "detach() has given its model back, which would train densely"
 
     @torch.no_grad()
     def finalize(self, model: nn.Module | None = None) -> SparsityReport:
@@ -355,6 +361,8 @@ class Sparsifier:
             effective.write_rows(weight.detach(), slot, torch.where(mask, rows, 0))
         detach(model)
         record(model, slots)
+        if any(effective in self._effective.values() for _, effective in weights.values()):  # not those of a copy
+            self._ended = "its model is finalized, and would train densely"
         reports = tuple(_finalized(slot, *weights[slot.name]) for slot in slots)
         return SparsityReport(self.current_step, self.total_steps, reports, finalized=True)
 
@@ -369,6 +377,11 @@ class Sparsifier:
         return self._best_of(index, slot.pattern, rows)
 
     # -- inside --------------------------------------------------------------------------------------------------
+
+    def _refuse_ended(self) -> None:
+        """A loop that goes on would train a dense model, and this run would still report a sparse one."""
+        if self._ended is not None:
+            raise RuntimeError(f"this run is over: {self._ended}; to go on sparsely, build a new Sparsifier on the model")
 
     def _check(self) -> Planned:
         """Refuse what cannot run, all problems at once; return the plans."""

@@ -246,6 +246,35 @@ def test_a_finalized_run_is_over() -> None:
         sparsifier.finalize()
 
 
+@pytest.mark.parametrize(
+    "end", [lambda run: run.finalize(), lambda run: run.detach(), lambda run: run.finalize(nn.Sequential(run.model))],
+    ids=["finalized", "detached", "finalized in a wrapper"],
+)
+def test_a_loop_that_goes_on_after_the_end(end: Callable[[Sparsifier], object]) -> None:
+    """It would train densely, and no report would say so."""
+    host = HOST["mha"]
+    model, sparsifier = train(host, 3)
+    state = sparsifier.state_dict()
+    end(sparsifier)
+    for goes_on in (sparsifier.edit_gradients, sparsifier.step, lambda: sparsifier.load_state_dict(state)):
+        with refused(model, "run is over", "new Sparsifier", error=RuntimeError):
+            goes_on()
+    assert sparsifier.state_dict()["step"] == 3                   # looking is free
+    assert sparsifier.report().step == 3
+    one_step(host, model, sparsify(host, model), optimizer_of(model))
+
+
+def test_a_copy_is_finalized_without_ending_the_run() -> None:
+    host = HOST["mha"]
+    model, sparsifier = train(host, 3)
+    average = copy.deepcopy(model)
+    sparsifier.finalize(copy.deepcopy(model))
+    one_step(host, model, sparsifier, optimizer_of(model))
+    sparsifier.finalize()
+    sparsifier.finalize(average)
+    assert nmflow.verify(average).ok
+
+
 @every_host
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=["nan", "inf", "-inf"])
 def test_a_weight_that_is_not_finite_is_named(host: Host, value: float) -> None:
