@@ -54,7 +54,7 @@ class Sparsifier:
         refuse_other_wrappers(model)
         if attached_weights(model):
             raise ValueError("the model carries a sparsifier already; finalize that one, or build the model anew")
-        if not isinstance(mask_every, int) or mask_every < 1:
+        if isinstance(mask_every, bool) or not isinstance(mask_every, int) or mask_every < 1:
             raise ValueError(f"mask_every is a number of steps, 1 or more, not {mask_every!r}")
         if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
             raise ValueError(f"total_steps is the number of optimizer steps of the run, 1 or more, not {total_steps!r}")
@@ -259,7 +259,10 @@ class Sparsifier:
             for key, value in mine.items()
             if state[key] != value
         ]
-        step, masks = state["step"], dict(state["masks"])
+        step, masks = state["step"], state["masks"]
+        if not isinstance(masks, Mapping):
+            problems.append(f"masks: {type(masks).__name__} is no mapping from slots to their bits")
+            masks = {}
         if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= self.total_steps:
             problems.append(f"step: {step!r} does not lie in 0..{self.total_steps}")
         labels = {slot.label: slot for slot in self.slots}

@@ -170,7 +170,7 @@ def test_an_unknown_recipe(recipe: str) -> None:
     check_refused(HOST["linear"], {"weight": "1:4"}, "recipe", recipe=recipe)
 
 
-@pytest.mark.parametrize("mask_every", [0, -3, 1.5])
+@pytest.mark.parametrize("mask_every", [0, -3, 1.5, True])
 def test_mask_every_that_is_none(mask_every: object) -> None:
     check_refused(HOST["linear"], {"weight": "1:4"}, "mask_every", mask_every=mask_every)
 
@@ -348,6 +348,8 @@ def check_state_is_refused(
         (lambda state: {**state, "slots": state["slots"][:-1]}, "slots"),
         (lambda state: {**state, "slots": [{**slot, "pattern": "1:2"} for slot in state["slots"]]}, "slots"),
         (lambda state: {**state, "masks": {"nobody.weight": torch.zeros(1, dtype=torch.uint8)}}, "nobody"),
+        (lambda state: {**state, "masks": None}, "masks: NoneType is no mapping"),
+        (lambda state: {**state, "masks": 5}, "masks: int is no mapping"),
     ],
 )
 def test_a_state_of_another_run(change: Callable[[dict], dict], says: str) -> None:  # type: ignore[type-arg]  # of anything
