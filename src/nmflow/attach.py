@@ -226,7 +226,9 @@ class EffectiveWeight:
             effective.copy_(w)
             return
         if stage.mask != "fresh":
-            mask.copy_(as_stored(cast(Tensor, fixed), mask))
+            kept = as_stored(cast(Tensor, fixed), mask)
+            self.flips[index] = (mask != kept).sum()
+            mask.copy_(kept)
         elif new_masks:
             self.flips[index] = project(w, stage.pattern, stage.decay, self.remainder, mask, effective)
             if stage.outer.is_dense:

@@ -86,8 +86,7 @@ class Sparsifier:
         except BaseException:  # weights that are spread in a way that cannot be followed
             detach(model)
             raise
-        for effective in self._effective.values():
-            effective.flips.clear()  # no step has been taken
+        self._forget_flips()
 
     # -- the run -------------------------------------------------------------------------------------------------
 
@@ -179,6 +178,7 @@ class Sparsifier:
         self._progress.fixed.update(masks)
         self._calibrated = True
         self._advance(self.current_step)
+        self._forget_flips()
 
     def _advance(self, step: int) -> None:
         """Put every slot in its stage of `step` and derive W~ once."""
@@ -193,6 +193,11 @@ class Sparsifier:
         changed = any(a.pattern != b.pattern for a, b in zip(before, self._progress.stages, strict=True))
         for name, effective in self._effective.items():
             effective.derive(self._dense_weight(name), new_masks=changed or step % self.mask_every == 0)
+
+    def _forget_flips(self) -> None:
+        """No step has been taken."""
+        for effective in self._effective.values():
+            effective.flips.clear()
 
     def _best_of(self, index: int, pattern: Pattern, w_RK: Tensor) -> Tensor:
         """The mask of `pattern` by magnitude, among the survivors of a kept mask where there is one (IDP)."""

@@ -32,19 +32,23 @@ NextMask = Callable[[int, Tensor, Tensor, Sequence[Part]], Tensor]
 
 
 def check_masks(host: Host, recipe: object, next_mask: NextMask, decay: Sequence[float], **options: object) -> None:
-    """W~ = W ⊙ [Φ + D·(1 - Φ)] with the Φ that the rule says, at every step."""
+    """W~ = W ⊙ [Φ + D·(1 - Φ)] with the Φ that the rule says, at every step, and its changes in the report."""
     model = host.build()
     sparsifier = sparsify(host, model, recipe, **options)
     optimizer = optimizer_of(model)
     weights = parameters(model)
     masks = {name: torch.ones_like(weights[name], dtype=torch.bool) for name in host.weights}
+    changed: dict[str, int] = {}
     differed = False
     for step in range(STEPS + 1):
         for name, dense, seen in effective_weights(host, model):
+            before = masks[name]
             masks[name] = next_mask(step, dense, masks[name], host.weights[name])
+            changed[name] = int((masks[name] != before).sum()) if step else 0
             coefficient = masks[name] + decay[step] * (1 - masks[name].to(dense.dtype))
             assert_same(seen, dense * coefficient, f"{name} at step {step}")
             differed |= not torch.equal(masks[name], mask_of(dense, host.weights[name]))
+        assert sparsifier.report().flips == sum(changed.values()), f"step {step}"
         if step < STEPS:
             one_step(host, model, sparsifier, optimizer)
     assert differed, "fresh masks would have passed as well"
@@ -117,6 +121,7 @@ def check_calibrated(host: Host) -> None:
     for step in range(3):
         for name, weight, seen in effective_weights(host, model):
             assert_same(seen, torch.where(masks[name], weight, 0.0), f"{name} at step {step}")
+        assert sparsifier.report().flips == 0
         one_step(host, model, sparsifier, optimizer)
 
 
