@@ -36,7 +36,8 @@ class Progress:
     def __init__(self, stages: Sequence[Stage], carries_masks: bool = False) -> None:
         self.stages = list(stages)
         self.serial = 0  # changes with every step, so that copies notice
-        self.carries_masks = carries_masks  # mask_every > 1: a change of W alone takes no new mask
+        self.carries_masks = carries_masks  # mask_every > 1
+        self.resumed = False  # since the last step a state was loaded: its masks stay if weights are loaded after it
         self.fixed: dict[int, Tensor] = {}  # slot -> mask that does not follow from W (frozen, inherited)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Progress:
@@ -48,6 +49,7 @@ class _Seen(NamedTuple):
 
     weight: Tensor
     version: int
+    address: int  # `.data` may be replaced without a trace in the version
     serial: int
     effective_version: int
 
@@ -177,17 +179,28 @@ class EffectiveWeight:
                 "at the next step; write to the dense one: sparsifier.dense_weight(name), or the module's "
                 "_parameters"
             )
-        if (
+        if self.is_stale(weight):
+            try:
+                self.derive(weight, new_masks=not self.keeps_masks)
+            except AttributeError as error:  # would make nn.Module hand out the dense weight in silence
+                raise RuntimeError(f"deriving the effective weight failed: {error}") from error
+
+    @property
+    def keeps_masks(self) -> bool:
+        """True where a change of W alone takes no new mask."""
+        return self.progress.carries_masks and not self.is_copy
+
+    def is_stale(self, weight: Tensor) -> bool:
+        """True where W~ was derived from other weights, or in another stage."""
+        seen = self._seen
+        return (
             seen is None
             or seen.weight is not weight
             or seen.version != _version(weight)
+            or seen.address != held(weight).data_ptr()
             or seen.serial != self.progress.serial
             or not _alike(self.effective, held(weight))
-        ):
-            try:
-                self.derive(weight, new_masks=self.is_copy or not self.progress.carries_masks)
-            except AttributeError as error:  # would make nn.Module hand out the dense weight in silence
-                raise RuntimeError(f"deriving the effective weight failed: {error}") from error
+        )
 
     # -- deriving ------------------------------------------------------------------------------------------------
 
@@ -213,7 +226,9 @@ class EffectiveWeight:
                     factor[rows] = _gradient_coefficient(stage, mask[rows], self._outer(stage, w[rows]))
             for written, buffer in zip([mask, effective, *factors], buffers, strict=True):
                 write_back(written, buffer, layout)
-        self._seen = _Seen(weight, _version(weight), self.progress.serial, self.effective._version)
+        self._seen = _Seen(
+            weight, _version(weight), mine.data_ptr(), self.progress.serial, self.effective._version
+        )
 
     def _derive_rows(
         self, index: int, stage: Stage, w: Tensor, mask: Tensor, effective: Tensor, new_masks: bool
@@ -361,7 +376,11 @@ class _Attached(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        _derive_all(self, new_masks=False)
+        for name, effective in self.__dict__[_EFFECTIVE].items():
+            weight = effective.dense(self, name)
+            if weight is not None and effective.is_stale(weight):  # a state need not have every weight
+                keeps = effective.progress.resumed and effective.keeps_masks
+                effective.derive(weight, new_masks=not keeps)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         base = type(self).__mro__[2]
@@ -418,8 +437,7 @@ def _derive_all(module: nn.Module, new_masks: bool) -> None:
     for name, effective in module.__dict__[_EFFECTIVE].items():
         weight = effective.dense(module, name)
         if weight is not None:
-            keeps = effective.progress.carries_masks and not effective.is_copy
-            effective.derive(weight, new_masks=new_masks or not keeps)
+            effective.derive(weight, new_masks=new_masks or not effective.keeps_masks)
 
 
 # -- what the sparsifier calls -----------------------------------------------------------------------------------
@@ -474,7 +492,7 @@ def attached_weights(model: nn.Module) -> dict[str, tuple[nn.Parameter, Effectiv
 def refresh(model: nn.Module) -> None:
     """Derive W~ of every attached weight of `model` anew, masks included, from its dense weights now.
 
-    Needed where a change cannot be noticed: a write through `.data`, or before a compiled model is called on
+    Needed where a change cannot be noticed: a write into `.data`, or before a compiled model is called on
     weights that were changed from outside. A model without a sparsifier is left alone.
     """
     for weight, effective in attached_weights(model).values():

@@ -185,6 +185,7 @@ class Sparsifier:
         before = self._progress.stages
         self._progress.stages = stages_at(self.slots, self.recipe, step, self.total_steps)
         self._progress.serial += 1
+        self._progress.resumed = False
         self.current_step = step
         for index, stage in enumerate(self._progress.stages):
             if stage.mask != "fresh" and not stage.pattern.is_dense and self._calibrated:
@@ -294,6 +295,7 @@ class Sparsifier:
         self._calibrated = bool(state["calibrated"])
         self._progress.stages = stages
         self._progress.serial += 1
+        self._progress.resumed = True
         self._progress.fixed = {i: mask for i, mask in unpacked.items() if stages[i].mask != "fresh"}
         self.current_step = step
         for name, effective in self._effective.items():

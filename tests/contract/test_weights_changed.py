@@ -57,6 +57,11 @@ def negate_in_place(weight: nn.Parameter) -> None:
         weight.neg_().add_(torch.sin(torch.arange(weight.numel(), dtype=weight.dtype)).reshape(weight.shape))
 
 
+def replace_data(weight: nn.Parameter) -> None:
+    """As `vector_to_parameters` does; the version count stays what it was."""
+    weight.data = torch.sin(torch.arange(weight.numel(), dtype=weight.dtype)).reshape(weight.shape)
+
+
 def negate_foreach(weight: nn.Parameter) -> None:
     with torch.no_grad():
         torch._foreach_mul_([weight], -1.0)
@@ -170,7 +175,7 @@ def test_freezing(host: Host) -> None:
 
 
 @every_host
-@pytest.mark.parametrize("change", [negate_in_place, negate_foreach, initialize_again])
+@pytest.mark.parametrize("change", [negate_in_place, negate_foreach, initialize_again, replace_data])
 def test_a_change_is_noticed(host: Host, change: Callable[[nn.Parameter], None]) -> None:
     check_a_change_is_noticed(host, change)
 
@@ -265,3 +270,37 @@ def test_untying_during_a_run_is_taken_as_it_is() -> None:
     assert_computes_as_pruned(host, model, DECAY[HALF_WAY])
     one_step(host, model, sparsifier, optimizer_of(model))
     assert_computes_as_pruned(host, model, DECAY[HALF_WAY + 1])
+
+
+def test_parameters_from_a_vector_are_noticed() -> None:
+    host = HOST["linear"]
+    model, _ = train(host, HALF_WAY)
+    vector = torch.randn(sum(parameter.numel() for parameter in model.parameters()))
+    nn.utils.vector_to_parameters(vector, model.parameters())
+    assert_computes_as_pruned(host, model, DECAY[HALF_WAY])
+
+
+def test_weights_loaded_between_masks_take_masks_of_their_own() -> None:
+    """Pretrained weights under `mask_every`: those of before say nothing of them. A state without the weight does not."""
+    model = nn.Linear(16, 8)
+    sparsifier = nmflow.Sparsifier(model, {"weight": "1:4"}, "ste", 1000, mask_every=100)
+    sparsifier.step()
+    pretrained = nn.Linear(16, 8).state_dict()
+    model.load_state_dict(pretrained)
+    expected = effective_of(pretrained["weight"], (Part(1, 4),), 0.0)
+    assert_same(model.weight.detach(), expected)
+    with torch.no_grad():
+        sparsifier.dense_weight("weight").copy_(nn.Linear(16, 8).weight)
+    sparsifier.step()
+    model.load_state_dict({"bias": pretrained["bias"]}, strict=False)
+    assert torch.equal(model.weight != 0, expected != 0)
+
+
+def test_weights_loaded_after_a_resume_and_a_step_take_masks_of_their_own() -> None:
+    model = nn.Linear(16, 8)
+    sparsifier = nmflow.Sparsifier(model, {"weight": "1:4"}, "ste", 1000, mask_every=100)
+    sparsifier.load_state_dict(sparsifier.state_dict())
+    sparsifier.step()
+    pretrained = nn.Linear(16, 8).state_dict()
+    model.load_state_dict(pretrained)
+    assert_same(model.weight.detach(), effective_of(pretrained["weight"], (Part(1, 4),), 0.0))
