@@ -39,7 +39,7 @@ class Sparsifier:
 
     Raises one `ValueError` listing every problem, before anything is changed: rules (see `resolve`), a recipe whose
     phases do not fit `total_steps`, an axis that a pattern of the plan does not divide, NaN or inf weights, a second
-    sparsifier. Source: Bambhaniya et al. 2025, section 3.
+    sparsifier, `mask_every` where a sequence decays from one pattern to the next. Source: Bambhaniya et al. 2025, section 3.
     """
 
     def __init__(
@@ -401,6 +401,12 @@ class Sparsifier:
             problems.append(f"no weight is left to make sparse: {reasons}")
         planned, unplanned = plan_slots(self.slots, self.recipe, self.total_steps, self.remainder)
         problems += unplanned
+        blends = any(stage.decay and not stage.outer.is_dense for stages in planned.values() for stage in stages)
+        if blends and self.mask_every > 1:  # Φ_outer is of W now, Φ of an older one: what was let go would come back
+            problems.append(
+                f"mask_every={self.mask_every}: mask decay that follows another recipe needs both its masks of one "
+                "step; use mask_every=1, or a sequence without mask decay after its first part"
+            )
         if problems:
             raise ValueError("\n".join(dict.fromkeys(problems)))
         return planned

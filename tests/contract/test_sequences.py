@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import nn
 
 import nmflow
 from contract.hosts import Host, every_host
-from contract.oracle import Part, effective_of, mask_of
+from contract.oracle import Part, effective_of, mask_of, overfull_blocks
 from contract.runs import (
     STEPS,
     assert_same,
@@ -85,3 +86,25 @@ def _check_gradients(host: Host, model: nn.Module, step: int) -> None:
 @every_host
 def test_sequence(host: Host) -> None:
     check_sequence(host)
+
+
+@pytest.mark.parametrize("second", ["mdgf-linear", "mdgf-exponential"])
+def test_masks_of_two_steps_are_not_blended(second: str) -> None:
+    """With Φ of an older step, W~ would leave Φ_outer: three non-zeros in a block of which 2:4 is left."""
+    recipe = nmflow.sequence(("sdgf-stepwise", 0.5, "2:4"), (second, 1.0))
+    model = nn.Linear(4, 1, bias=False)
+    with pytest.raises(ValueError, match=r"mask_every=10: .*use mask_every=1"):
+        nmflow.Sparsifier(model, {"weight": "1:4"}, recipe, 100, mask_every=10)
+    assert type(model) is nn.Linear
+    sparsifier = nmflow.Sparsifier(model, {"weight": "1:4"}, recipe, 100)
+    for step, weights in ((70, [4.0, 3.0, 2.0, 1.0]), (71, [1.0, 2.0, 3.0, 4.0])):
+        with torch.no_grad():
+            sparsifier.dense_weight("weight").copy_(torch.tensor([weights]))
+        sparsifier.step(n=step)
+        assert not overfull_blocks(model.weight, [Part(2, 4)])
+
+
+def test_a_sequence_that_does_not_blend_keeps_its_masks_for_a_while() -> None:
+    recipe = nmflow.sequence(("mdgf-linear", 0.5, "3:4"), (nmflow.recipe("ste"), 1.0))
+    model = nn.Linear(4, 1, bias=False)
+    nmflow.Sparsifier(model, {"weight": "1:4"}, recipe, 100, mask_every=10)
