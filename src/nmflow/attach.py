@@ -154,8 +154,11 @@ class EffectiveWeight:
         if self.shard is not None:
             return self._as_gathered(weight)
         # A compiled graph cannot look at versions; there the step, `load_state_dict` and `refresh` keep W~ current.
+        # No step derives a copy: it looks between two graphs.
         if not torch.compiler.is_compiling():
             self._notice_changes(weight)
+        elif self.is_copy and torch.compiler.is_dynamo_compiling():
+            self._notice_outside_graphs(weight)
         if not (torch.is_grad_enabled() and weight.requires_grad):
             return self.effective
         if self.coefficient is None:
@@ -170,6 +173,10 @@ class EffectiveWeight:
                 "the module that fully_shard made, which gathers it anew"
             )
         return weight
+
+    @torch.compiler.disable
+    def _notice_outside_graphs(self, weight: Tensor) -> None:
+        self._notice_changes(weight)
 
     def _notice_changes(self, weight: Tensor) -> None:
         seen = self._seen
