@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -35,7 +36,8 @@ class Sparsifier:
     sparsifier at a time. `targets`, see `nmflow.targets.resolve`; `recipe` is a name or a `Recipe`; `total_steps`
     counts optimizer steps. `mask_every=k` takes new masks every k-th step only (and where the pattern changes).
 
-    A deep copy of the model (an EMA) has weights and masks of its own and follows the stage of this run.
+    A deep copy of the model (an EMA) has weights and masks of its own and follows the stage of this run; a deep copy of
+    the sparsifier does not train.
 
     Raises one `ValueError` listing every problem, before anything is changed: rules (see `resolve`), a recipe whose
     phases do not fit `total_steps`, an axis that a pattern of the plan does not divide, NaN or inf weights, a second
@@ -329,7 +331,7 @@ class Sparsifier:
     def detach(self) -> None:
         """Give the modules their own classes back and leave the weights dense, as if nothing had been attached."""
         detach(self.model)
-        self._ended = "detach() has given its model back, which would train densely"
+        self._ended = _over("detach() has given its model back")
 
     @torch.no_grad()
     def finalize(self, model: nn.Module | None = None) -> SparsityReport:
@@ -372,7 +374,7 @@ class Sparsifier:
         detach(model)
         record(model, slots)
         if any(effective in self._effective.values() for _, effective in weights.values()):  # not those of a copy
-            self._ended = "its model is finalized, and would train densely"
+            self._ended = _over("its model is finalized")
         reports = tuple(_finalized(slot, *weights[slot.name]) for slot in slots)
         return SparsityReport(self.current_step, self.total_steps, reports, finalized=True)
 
@@ -388,10 +390,21 @@ class Sparsifier:
 
     # -- inside --------------------------------------------------------------------------------------------------
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sparsifier:
+        """Copied along with its model, as an average of a module that holds both is made; the run itself is one."""
+        copied = object.__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        copied._ended = (
+            "this is a deep copy, whose model follows the original's run; for a second run build model and Sparsifier "
+            "anew and load both state dicts"
+        )
+        return copied
+
     def _refuse_ended(self) -> None:
-        """A loop that goes on would train a dense model, and this run would still report a sparse one."""
+        """A loop that went on would train a dense model, or another run's, and this one would report a sparse one."""
         if self._ended is not None:
-            raise RuntimeError(f"this run is over: {self._ended}; to go on sparsely, build a new Sparsifier on the model")
+            raise RuntimeError(self._ended)
 
     def _check(self) -> Planned:
         """Refuse what cannot run, all problems at once; return the plans."""
@@ -441,6 +454,10 @@ class Sparsifier:
     @property
     def _mask_remainder(self) -> Remainder:
         return "partial" if self.remainder == "partial" else "error"
+
+
+def _over(why: str) -> str:
+    return f"this run is over: {why}, and would train densely; to go on sparsely, build a new Sparsifier on the model"
 
 
 def _not_finite(weights: Mapping[str, Tensor]) -> list[str]:

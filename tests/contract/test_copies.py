@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from contract.hosts import Host, every_host
+from contract.hosts import HOST, Host, every_host
 from contract.oracle import effective_of, mask_of, overfull_blocks
 from contract.runs import (
     DECAY,
@@ -207,3 +207,51 @@ def test_torch_average(host: Host, use_buffers: bool) -> None:
 @every_host
 def test_timm_average(host: Host) -> None:
     check_average(host, timm_average)
+
+
+def test_a_copied_run_is_refused_and_the_copied_model_follows() -> None:
+    """As one object a model and its sparsifier are copied for an average; stepping both would be two runs in one."""
+    host = HOST["mha"]
+    model, sparsifier = train(host, HALF_WAY)
+    other, copied = copy.deepcopy((model, sparsifier))
+    assert copied.model is other
+    for goes_on in (copied.step, copied.edit_gradients, lambda: copied.load_state_dict(sparsifier.state_dict())):
+        with pytest.raises(RuntimeError, match="deep copy.*load both state dicts"):
+            goes_on()
+    one_step(host, model, sparsifier, optimizer_of(model))
+    assert_computes_as_pruned(host, model, DECAY[HALF_WAY + 1])
+    assert_computes_as_pruned(host, other, DECAY[HALF_WAY + 1])
+
+
+def test_a_second_run_goes_its_own_way() -> None:
+    """The way out that the refusal names."""
+    host = HOST["mha"]
+    model, sparsifier = train(host, HALF_WAY)
+    other = host.build(seed=7)
+    second = sparsify(host, other)
+    other.load_state_dict(model.state_dict())
+    second.load_state_dict(sparsifier.state_dict())
+    one_step(host, model, sparsifier, optimizer_of(model))
+    assert_computes_as_pruned(host, other, DECAY[HALF_WAY])
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["as it is", "in a module"])
+def test_a_compiled_average_computes_with_its_weights(wrapped: bool) -> None:
+    """An average is changed by its owner, whom no step of the run derives: it looks before it computes."""
+    host = HOST["linear"]
+    model, sparsifier = train(host, HALF_WAY)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY)) if wrapped else copy.deepcopy(model)
+    source = average.module if wrapped else average
+    torch._dynamo.reset()
+    compiled = torch.compile(average, backend="aot_eager")
+    optimizer = optimizer_of(model)
+    with torch.no_grad():
+        for step in range(HALF_WAY, STEPS + 1):
+            expected = host.pruned_copy(source, DECAY[step])(host.inputs(50))
+            assert_same(compiled(host.inputs(50)), expected, f"step {step}")
+            if step < STEPS:
+                with torch.enable_grad():
+                    one_step(host, model, sparsifier, optimizer)
+                for mine, trained in zip(source.parameters(), model.parameters(), strict=True):
+                    mine.lerp_(trained, 1 - EMA_DECAY)
+    torch._dynamo.reset()
