@@ -549,6 +549,64 @@ def test_any_other_reader_keeps_its_forward(make: Callable[[], nn.Module], name:
     assert list(restored.state_dict()) == list(module.state_dict())
 
 
+class Tripled(nn.Linear):
+    """Torch's forward, all else its own."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return 3.0 * super().__call__(x)
+
+    def twice(self, x: Tensor) -> Tensor:
+        return self(self(x))
+
+
+class TripledConv(nn.Conv2d):
+    def __call__(self, x: Tensor) -> Tensor:
+        return 3.0 * super().__call__(x)
+
+    def twice(self, x: Tensor) -> Tensor:
+        return self(self(x))
+
+
+class Named(nn.Linear):
+    """Has what a runtime layer has, in another sense."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.activation = nn.Tanh()
+
+    def twice(self, x: Tensor) -> Tensor:
+        return self.activation(self(self.activation(self(x))))
+
+
+@pytest.mark.parametrize(
+    ("make", "x", "kernel"),
+    [
+        (lambda: Tripled(8, 8), torch.randn(3, 8), True),
+        (lambda: TripledConv(8, 8, 1), torch.randn(2, 8, 5, 5), True),
+        (lambda: Named(8, 8), torch.randn(3, 8), False),
+    ],
+    ids=["linear", "convolution", "a name of ours"],
+)
+def test_a_subclass_keeps_what_is_its_own(make: Callable[[], Any], x: Tensor, kernel: bool) -> None:
+    torch.manual_seed(0)
+    module = make()
+    layout = "conv" if module.weight.dim() == 4 else "rows"
+    with torch.no_grad():
+        module.weight.copy_(nm_weight(tuple(module.weight.shape), layout, 1, 4, torch.float32, seed=3))
+    before = {name for name in module.__dict__ if not name.startswith("_")}
+    compressed = compress(module, {"weight": "1:4"})
+    assert isinstance(compressed, type(module))
+    assert isinstance(compressed, NMLinear | NMConv2d) is kernel
+    for twin in (compressed, copy.deepcopy(compressed), pickle.loads(pickle.dumps(compressed))):
+        assert type(twin) is type(compressed)
+        torch.testing.assert_close(twin(x), module(x))
+        torch.testing.assert_close(twin.twice(x), module.twice(x))
+    restored = decompress(compressed)
+    assert type(restored) is type(module)
+    assert {name for name in restored.__dict__ if not name.startswith("_")} == before
+    assert torch.equal(restored.twice(x), module.twice(x))
+
+
 def test_two_weights_of_one_layer() -> None:
     layer = nn.Linear(8, 8)
     with torch.no_grad():

@@ -385,28 +385,28 @@ def _needs_grad(bias: Tensor | None) -> bool:
     return bias is not None and bias.requires_grad
 
 
-class _StorageOnly(_Stored):
+class _Derived(_Stored):
     """A class derived at run time; pickled by what it is derived from."""
 
-    _nm_derived_from: tuple[type[nn.Module], tuple[str, ...]]
+    _nm_derived_from: tuple[tuple[type[nn.Module], ...], tuple[str, ...]]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _rebuild, self._nm_derived_from, self.__getstate__()
 
 
-_CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
+_CLASSES: dict[tuple[tuple[type[nn.Module], ...], tuple[str, ...]], type[nn.Module]] = {}
 
 
-def _storage_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
-    """One class per (class, names), so that equal modules share compiled code. It holds no state."""
-    if (base, names) not in _CLASSES:
-        body = {**{name: _reader(name) for name in names}, "_nm_derived_from": (base, names)}
-        _CLASSES[base, names] = type(f"NM{base.__name__}", (_StorageOnly, base), body)
-    return _CLASSES[base, names]
+def _derived_class(bases: tuple[type[nn.Module], ...], names: tuple[str, ...]) -> type[nn.Module]:
+    """One class per (classes, names), so that equal modules share compiled code. It holds no state."""
+    if (bases, names) not in _CLASSES:
+        body = {**{name: _reader(name) for name in names}, "_nm_derived_from": (bases, names)}
+        _CLASSES[bases, names] = type(f"NM{bases[-1].__name__}", (_Derived, *bases), body)
+    return _CLASSES[bases, names]
 
 
-def _rebuild(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
-    cls = _storage_class(base, names)
+def _rebuild(bases: tuple[type[nn.Module], ...], names: tuple[str, ...]) -> nn.Module:
+    cls = _derived_class(bases, names)
     return cls.__new__(cls)
 
 
@@ -453,14 +453,33 @@ def is_stored(module: nn.Module) -> bool:
 
 
 def _runtime_class(module: nn.Module, weights: Mapping[str, PackedWeight]) -> type[nn.Module]:
-    cls: type[nn.Module] = type(module)
+    cls = type(module)
     weight = weights.get("weight")
-    others = tuple(weights)
+    runtime: type[NMLinear | NMConv2d] | None = None
     if weight is not None and _forward_is_linear(module, weight.stored.layout):
-        cls, others = NMLinear, tuple(local for local in weights if local != "weight")
+        runtime = NMLinear
     elif weight is not None and _forward_is_conv2d(module):
-        cls, others = NMConv2d, tuple(local for local in weights if local != "weight")
-    return _storage_class(cls, others) if others else cls
+        runtime = NMConv2d
+    if runtime is None or any(hasattr(module, name) for name in _OWN_NAMES[runtime]):
+        return _derived_class((cls,), tuple(weights))
+    # A subclass keeps whatever else it has: a __call__ of its own, methods that its parent calls.
+    bases: tuple[type[nn.Module], ...] = (runtime,) if _is_plain(cls) else (runtime, cls)
+    others = tuple(local for local in weights if local != "weight")
+    return _derived_class(bases, others) if others or len(bases) > 1 else runtime
+
+
+_OWN_NAMES: dict[type[nn.Module], tuple[str, ...]] = {
+    NMLinear: ("activation", "_direct"),
+    NMConv2d: ("is_product", "windows"),
+}
+"""What a runtime layer calls its own; to a module that has such a name already it means something else."""
+
+
+def _is_plain(cls: type[nn.Module]) -> bool:
+    """torch's classes and transformers' own `Conv1D`, of which the runtime layers know all there is."""
+    if cls in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear, nn.Conv2d):
+        return True
+    return (cls.__module__, cls.__name__) == ("transformers.pytorch_utils", "Conv1D")
 
 
 def _forward_is_linear(module: nn.Module, layout: str) -> bool:
