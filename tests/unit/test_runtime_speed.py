@@ -442,6 +442,106 @@ def test_fused_activations_change_nothing_but_the_calls(make: Callable[[], tuple
     )
 
 
+class HalfOfIt(nn.TransformerEncoderLayer):
+    """Torch's forward, with a feed-forward block of its own."""
+
+    def _ff_block(self, x: Tensor) -> Tensor:
+        return self.linear2(self.activation(0.5 * self.linear1(x)))
+
+
+class Doubled(nn.GELU):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+class ReLU(nn.Module):
+    """Of the name, not of the sense."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu() + 1
+
+
+class Tripled(nn.Linear):
+    def __call__(self, x: Tensor) -> Tensor:
+        return 3 * super().__call__(x)
+
+
+def touched(touch: Callable[[nn.Linear, nn.Module], object]) -> nn.Module:
+    """A pair that would be fused, but for what `touch` does to it."""
+    linear, act = nn.Linear(16, 16), nn.GELU()
+    touch(linear, act)
+    return nn.Sequential(linear, act)
+
+
+def twice_the_linear(*after: nn.Module) -> nn.Module:
+    linear = nn.Linear(16, 16)
+    return nn.Sequential(linear, nn.GELU(), linear, *after)
+
+
+def encoders_of_one_linear() -> nn.Module:
+    one, two = (nn.TransformerEncoderLayer(16, 2, 32, activation=act, batch_first=True) for act in (F.relu, F.gelu))
+    two.linear1 = one.linear1
+    return nn.Sequential(one, two)
+
+
+def set_forward(module: nn.Module) -> None:
+    own = type(module).forward
+    module.forward = lambda x: 2 * own(module, x)  # type: ignore[method-assign]  # what people do
+
+
+def one_activation_for_two() -> nn.Module:
+    act = nn.GELU()
+    return nn.Sequential(nn.Linear(16, 16), act, nn.Linear(16, 16), nn.Dropout(), act)
+
+
+UNKNOWN: dict[str, Callable[[], nn.Module]] = {
+    "used again": twice_the_linear,
+    "used again, followed again": lambda: twice_the_linear(nn.ReLU()),
+    "used by two encoders": encoders_of_one_linear,
+    "another block": lambda: HalfOfIt(16, 2, 32, activation=nn.SiLU(), batch_first=True),  # past the fused path
+    "hook on the linear": lambda: touched(lambda linear, _: linear.register_forward_hook(lambda m, i, y: -y)),
+    "hook before the linear": lambda: touched(lambda linear, _: linear.register_forward_pre_hook(lambda m, i: -i[0])),
+    "hook on the activation": lambda: touched(lambda _, act: act.register_forward_hook(lambda m, i, y: 2 * y)),
+    "hook before the activation": lambda: touched(lambda _, act: act.register_forward_pre_hook(lambda m, i: -i[0])),
+    "forward of this activation": lambda: touched(lambda _, act: set_forward(act)),
+    "a GELU of one's own": lambda: nn.Sequential(nn.Linear(16, 16), Doubled()),
+    "a ReLU of one's own": lambda: nn.Sequential(nn.Linear(16, 16), ReLU()),
+    "a linear of one's own": lambda: nn.Sequential(Tripled(16, 16), nn.GELU()),
+}
+
+
+@pytest.mark.parametrize("make", UNKNOWN.values(), ids=UNKNOWN.keys())
+def test_what_is_used_or_seen_elsewhere_is_not_fused(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = pruned_(make().eval(), "1:4")
+    compressed = nmflow.for_inference(compress(model))
+    x = torch.randn(2, 5, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(compressed(x), model(x))
+    assert fuse_activations(compressed) == []
+    assert [m for m in compressed.modules() if isinstance(m, NMLinear) and m.activation is not None] == []
+
+
+def test_a_forward_set_on_the_compressed_layer_is_not_fused() -> None:
+    model = pruned_(nn.Sequential(nn.Linear(16, 16), nn.GELU()), "1:4")
+    compressed = compress(model)
+    set_forward(compressed[0])
+    assert fuse_activations(compressed) == []
+
+
+def test_an_activation_of_several_layers_is_replaced_where_it_is_fused() -> None:
+    torch.manual_seed(0)
+    model = pruned_(one_activation_for_two().eval(), "1:4")
+    compressed = compress(model)
+    assert fuse_activations(compressed) == ["0"]
+    assert [type(module) for module in (compressed[1], compressed[4])] == [nn.Identity, nn.GELU]
+    x = torch.randn(3, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(compressed(x), model(x))
+    restored = decompress(compressed)
+    assert restored[1] is restored[4]
+
+
 # ------------------------------------------------------------------------------------- tuning a model
 @needs_native
 def test_a_model_is_tuned_at_the_sizes_it_sees_and_the_plan_is_kept(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ def for_inference(model: ModelT) -> ModelT:
     Activation functions go into the compressed layers before them (`fuse_activations`), and the linear layers that
     stayed dense read their weight at memory's speed where there are few tokens: a language model's head is most of
     what one token costs once the rest is sparse. Outputs change by rounding only. `nmflow.decompress` undoes both.
+    A module that calls parts of its `nn.Sequential` by their index is not for this: see `fuse_activations`.
     """
     fuse_activations(model)
     for module in model.modules():
