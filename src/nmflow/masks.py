@@ -10,7 +10,6 @@ from math import prod
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nmflow.groups import joined, spread, summed
@@ -135,9 +134,12 @@ def block_counts(rows_RK: Tensor, pattern: Pattern) -> Tensor:
     """
     used_RK = joined(rows_RK != 0, pattern.v)
     num_rows, axis = used_RK.shape
-    padding = -axis % pattern.m
-    blocks_RGM = F.pad(used_RK, (0, padding)).reshape(num_rows, (axis + padding) // pattern.m, pattern.m)
-    return blocks_RGM.sum(dim=-1)
+    tail = axis % pattern.m
+    counts = used_RK[:, : axis - tail].reshape(num_rows, axis // pattern.m, pattern.m).sum(dim=-1)
+    if not tail:
+        return counts
+    # Never filled up to M: it may come from a file, and be larger than any memory.
+    return torch.cat([counts, used_RK[:, axis - tail :].sum(dim=1, keepdim=True)], dim=1)
 
 
 def _has_remainder(rows_RK: Tensor, pattern: Pattern) -> bool:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import total_ordering
 
-LARGEST_V = 2**31 - 1
-"""More rows than any weight has: V may come from a file, and goes where numbers have 64 bits."""
+LARGEST = 2**31 - 1
+"""More entries or rows than any axis has: M and V may come from a file, and go where numbers have 64 bits."""
 
 _FORM = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*(?:v\s*(\d+)\s*)?")
 
@@ -58,10 +58,15 @@ class Pattern:
             raise ValueError(
                 f'pattern "{self.n}:{self.m}{shared}": N is the number kept of every M, so 1 <= N <= M{swap}'
             )
-        if not 1 <= self.v <= LARGEST_V:
+        if self.m > LARGEST:
+            raise ValueError(
+                f'pattern "{self.n}:{self.m}{shared}": M is the number of weights in a block, at most {LARGEST}; '
+                "no axis is longer"
+            )
+        if not 1 <= self.v <= LARGEST:
             raise ValueError(
                 f'pattern "{self.n}:{self.m}{shared}": V is the number of rows that keep the same columns, 1 to '
-                f'{LARGEST_V}; "{self.n}:{self.m}" lets every row choose its own'
+                f'{LARGEST}; "{self.n}:{self.m}" lets every row choose its own'
             )
         if self.n == self.m:  # whoever keeps everything shares everything; one form of it, so that equal is equal
             object.__setattr__(self, "v", 1)

@@ -287,6 +287,18 @@ def test_verify_asks_for_patterns_where_the_file_has_none(trained: Path, tmp_pat
     assert call("verify", str(bare), "--targets", "0.weight=2:16", "--targets", "2.weight=2:8").exit_code == 0
 
 
+def test_a_fault_of_ours_is_no_answer(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nmflow
+
+    def fail(*_: object) -> None:
+        raise OverflowError("too much")
+
+    monkeypatch.setattr(nmflow, "verify", fail)
+    done = call("verify", str(trained))
+    assert done.exit_code == 2, "1 would be: not N:M"
+    assert "OverflowError: too much" in done.stderr
+
+
 @pytest.mark.parametrize("command", ["verify", "compress"])
 def test_a_file_that_is_none_of_ours(command: str, trained: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.safetensors"

@@ -400,6 +400,14 @@ def test_block_counts_as_counted(m: int, axis: int, seed: int) -> None:
     assert counts.reshape(3, -1).tolist() == expected
 
 
+def test_a_block_longer_than_its_axis_takes_no_memory_of_its_own() -> None:
+    """A terabyte, were a row filled up to M."""
+    rows = torch.tensor([[1.0, 0.0, 2.0]]).expand(1000, 3)
+    counts = block_counts(rows, Pattern(1, 2**30))
+    assert counts.shape == (1000, 1)
+    assert counts.eq(2).all()
+
+
 def test_top_n_of_one_agrees_with_its_shortcut() -> None:
     scores = tied_weights((50, 7), torch.float32, seed=6)
     for n in range(1, 8):

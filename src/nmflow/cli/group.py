@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from typing import Any
 
 import click
@@ -20,7 +21,7 @@ class _Refused(click.ClickException):
 
 
 class Commands(click.Group):
-    """A group that tells errors without a traceback, and names the nearest command to an unknown one."""
+    """A group that tells foreseen errors without a traceback, and names the nearest command to an unknown one."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -29,6 +30,11 @@ class Commands(click.Group):
             ctx.exit(141)  # nobody reads on: what a shell reports of SIGPIPE, and no answer of ours
         except (ValueError, TypeError, OSError) as error:
             raise _Refused(str(error)) from error
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception:  # not foreseen: with its traceback, but not with Python's own 1, which is the answer "no"
+            traceback.print_exc()
+            ctx.exit(2)
         except KeyboardInterrupt as stop:
             click.echo(str(stop) or "stopped", err=True)
             ctx.exit(130)
