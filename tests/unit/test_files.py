@@ -353,6 +353,51 @@ def test_a_model_that_ties_what_the_file_holds_twice(tmp_path: Path) -> None:
         load_compressed(tmp_path / "untied", net(seed=1))
 
 
+class Buffered(nn.Module):
+    def __init__(self, **buffers: Tensor) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 4)
+        for name, tensor in buffers.items():
+            self.register_buffer(name, tensor)
+
+
+def buffered(**buffers: Tensor) -> nn.Module:
+    model = Buffered(**buffers)
+    model.linear.weight.data = torch.eye(4, 8)
+    return model
+
+
+def test_entries_that_share_memory_are_refused_before_anything_is_changed(tmp_path: Path) -> None:
+    save_compressed(buffered(a=torch.ones(2), many=torch.ones(4)), tmp_path / "m")
+    into = buffered(a=torch.zeros(2), many=torch.zeros(1).expand(4))
+    before = bits(into)
+    with pytest.raises(ValueError, match=r"many: entries share memory in the model.*clone\(\)"):
+        load_compressed(tmp_path / "m", into)
+    assert bits(into) == before
+    assert type(into.linear) is nn.Linear
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_buffers_of_rarer_dtypes_come_back(tmp_path: Path, dtype: torch.dtype) -> None:
+    held = torch.tensor([[1.0, -2.0], [0.5, 448.0]]).to(dtype)
+    save_compressed(buffered(held=held), tmp_path / "m")
+    into = load_compressed(tmp_path / "m", buffered(held=torch.zeros(2, 2).to(dtype)))
+    assert torch.equal(into.held.view(torch.uint8), held.view(torch.uint8))
+    save_file({"weight": torch.eye(4, 8), "held": held}, tmp_path / "foreign")
+    compress_file(tmp_path / "foreign", tmp_path / "small")
+    with safe_open(tmp_path / "small", "pt") as file:
+        assert torch.equal(file.get_tensor("held").view(torch.uint8), held.view(torch.uint8))
+
+
+def test_what_would_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
+    model = buffered()
+    model.linear.weight.data *= 1e7
+    compressed = compress(model).half()
+    with pytest.raises(ValueError, match=r"not saved.*\ninner\.linear\.weight: 4 of its .* NaN or inf"):
+        save_compressed(nn.ModuleDict({"inner": compressed}), tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_tensors_only(tmp_path: Path) -> None:
     class Stateful(nn.Linear):
         def get_extra_state(self) -> dict[str, int]:

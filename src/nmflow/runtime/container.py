@@ -36,6 +36,7 @@ MODEL_FILE = "model.safetensors"
 
 _KEY = "nmflow"
 _DTYPES = {
+    "C64": torch.complex64, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
@@ -163,7 +164,8 @@ class TensorFile:
         shapes = {weight.name: weight.shape for weight in self.weights}
         for name in self.plain():
             dtype, shape = self.tensors[name]
-            if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+            # A byte is too little for torch's comparisons, which looking for patterns takes.
+            if isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1:
                 shapes[name] = shape
         return [
             replace(known, layout=layouts.get(known.name, known.layout)) for known in candidates_of_names(shapes)

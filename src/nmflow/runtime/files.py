@@ -44,7 +44,8 @@ def save_compressed(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Save a compressed model; a finalized one is compressed on the way (see `nmflow.compress`).
 
     A weight is stored as `<label>.values` and `<label>.offsets` for every slot, dense rows of it as `<label>`, all
-    else under its name in the state dict. Raises as `compress` and `save_model` do.
+    else under its name in the state dict. Raises as `compress` and `save_model` do, and `ValueError` where a weight
+    holds NaN or inf, as values too large for `half()` become: such a file would not be loaded.
     """
     model = model if is_compressed(model) else compress(model)
     tensors: dict[str, Tensor] = {}
@@ -52,6 +53,7 @@ def save_compressed(model: nn.Module, path: str | os.PathLike[str]) -> None:
     dtypes: dict[str, str] = {}
     aliases: dict[str, str] = {}
     prefixes: list[str] = []
+    problems: list[str] = []
     first: dict[int, str] = {}
     for path_of_module, module in model.named_modules(remove_duplicate=False):
         if not isinstance(module, PackedWeight):
@@ -65,6 +67,9 @@ def save_compressed(model: nn.Module, path: str | os.PathLike[str]) -> None:
         slots += [replace(slot, name=name) for slot in module.stored.slots()]
         dtypes[name] = str(module.like.dtype).removeprefix("torch.")
         tensors.update(stored_tensors(name, module))
+        problems += _not_finite(name, module)
+    if problems:
+        raise ValueError(listed(f"{path}: not saved, for it would not be loaded:", problems))
     state = _state(model)
     plain, more_aliases = _untied({k: v for k, v in state.items() if not k.startswith(tuple(prefixes))})
     write_file(path, {**tensors, **plain}, Header(COMPRESSED, tuple(slots), dtypes, {**aliases, **more_aliases}))
@@ -140,7 +145,8 @@ def _misfits(file: TensorFile, header: Header, model: nn.Module, state: Mapping[
     own, aliases = _untied(state)
     shapes = {weight.name: weight.shape for weight in file.weights}
     dtypes: dict[str, torch.dtype | str] = {name: getattr(torch, header.dtypes[name]) for name in shapes}
-    for name in file.plain():
+    plain = set(file.plain())
+    for name in plain:
         dtypes[name], shapes[name] = file.tensors[name]
     missing = [name for name in own if name not in shapes and name not in header.aliases]
     unexpected = [name for name in shapes if name not in own and name not in aliases]
@@ -158,6 +164,8 @@ def _misfits(file: TensorFile, header: Header, model: nn.Module, state: Mapping[
             problems.append(f"{name}: shape {tuple(tensor.shape)} in the model, {shapes[name]} in the file")
         if tensor.dtype != dtypes[name]:
             problems.append(f"{name}: {tensor.dtype} in the model, {dtypes[name]} in the file; model.to() changes it")
+        if name in plain and _shares_memory(tensor):
+            problems.append(f"{name}: entries share memory in the model, as after expand(); clone() gives each its own")
         if tensor.is_meta:
             problems.append(f'{name}: the model holds no memory; model.to_empty(device="cpu") gives it some')
     layouts = {known.name: known.layout for known in candidates(model)}
@@ -167,6 +175,11 @@ def _misfits(file: TensorFile, header: Header, model: nn.Module, state: Mapping[
                 f"{weight.name}: {layouts.get(weight.name, 'no parameter')} in the model, {weight.layout} in the file"
             )
     return problems
+
+
+def _shares_memory(tensor: Tensor) -> bool:
+    """Whether entries of one tensor are one number in memory; torch refuses to write to such a tensor."""
+    return any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _near(name: str, others: Iterable[str]) -> str:
@@ -187,6 +200,12 @@ def _read_packed(file: TensorFile, weight: StoredWeight, parameter: Tensor) -> P
             values, offsets = (file.read(f"{part.label}.{what}") for what in ("values", "offsets"))
             parts.append(CompressedNM(values, offsets, (part.stop - part.start, weight.axis), part.pattern))
     return PackedWeight(weight, parts, parameter.requires_grad).to(parameter.device)
+
+
+def _not_finite(name: str, packed: PackedWeight) -> list[str]:
+    [stored] = stored_weights(replace(slot, name=name) for slot in packed.stored.slots())
+    parts = zip(stored.parts, packed.rows, strict=True)
+    return [problem for part, rows in parts for problem in finite_problems(part.label, rows.values)]
 
 
 def _content_problems(name: str, packed: PackedWeight) -> list[str]:
