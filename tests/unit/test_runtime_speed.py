@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import json
+import os
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -368,6 +369,18 @@ def test_windows_equal_unfold() -> None:
 
 
 # ------------------------------------------------------------------------------------- fused activations
+@pytest.mark.parametrize(("kernel", "size"), [((3, 3), (2, 9)), ((1, 4), (9, 3)), ((1, 1), (0, 3)), ((5, 5), (2, 2))])
+def test_a_kernel_larger_than_its_input_is_refused_as_by_torch(kernel: tuple[int, int], size: tuple[int, int]) -> None:
+    layer = nn.Conv2d(8, 64, kernel)
+    with torch.no_grad():
+        layer.weight.copy_(pruned_(nn.Conv2d(8, 64, kernel), "1:8").weight)
+    compressed = compress(layer, {"weight": "1:8"}).eval()
+    x = torch.randn(1, 8, *size)
+    for each in (layer, compressed):
+        with torch.no_grad(), pytest.raises(RuntimeError, match="ernel size can't be greater than actual input size"):
+            each(x)
+
+
 class Follow(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -571,6 +584,25 @@ def test_what_cannot_be_tuned_is_refused(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text("{}")
     with pytest.raises(ValueError, match="no plan"):
         nmflow.tune(compress(small()), torch.randn(1, 32), plan=tmp_path / "plan.json")
+
+
+@needs_native
+def test_where_the_plan_cannot_go_is_said_before_measuring(tmp_path: Path) -> None:
+    def measured() -> None:
+        raise AssertionError("the example ran")
+
+    with pytest.raises(FileNotFoundError, match=r"the folder .* does not exist"):
+        tune(compress(small()), measured, plan=tmp_path / "missing" / "plan.json")
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        tune(compress(small()), measured, plan=tmp_path)
+
+
+@needs_native
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes everywhere")
+def test_a_folder_that_takes_no_plan_is_said_before_measuring(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError, match="cannot be written to"):
+        tune(compress(small()), lambda: pytest.fail("the example ran"), plan=tmp_path / "plan.json")
 
 
 def test_rows_are_kept_dense_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,9 @@
 """Activation functions that follow a compressed layer at once, moved into it: which pairs are known, in and out again.
 
 A pair is known where the code between the two modules is known: neighbours in `nn.Sequential`, and the feed-forward
-blocks of torch, timm and transformers by their class. Adjacent attributes alone prove nothing. Nor is a pair known whose
-linear layer is used twice, for its other user may want no activation, or where someone sees or replaces what passes
-between the two: a hook, a `forward` set on the instance, a subclass.
+blocks of torch, timm and transformers by their class. Adjacent attributes alone prove nothing. Nor is a pair known
+whose linear layer is used twice, for its other user may want no activation, or where someone sees or replaces what
+passes between the two: a hook, a `forward` set on the instance, a subclass.
 """
 
 from __future__ import annotations

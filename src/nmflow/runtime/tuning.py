@@ -18,6 +18,7 @@ from nmflow.ops.gpu import linear as gpu_linear
 from nmflow.ops.gpu import measure as gpu_measure
 from nmflow.ops.gpu import product as gpu_product
 from nmflow.ops.gpu import two_four as gpu_two_four
+from nmflow.runtime.atomic import refuse_bad_place
 from nmflow.runtime.example import Example, run
 from nmflow.runtime.modules import NMConv2d, NMLinear, PackedRows, PackedWeight
 
@@ -57,8 +58,11 @@ def tune(
     `plan`, a JSON file, choices that it holds are taken from it, and it is written with the rest.
 
     Raises `RuntimeError` where the kernels of the model's device are missing, `ValueError` where no layer is
-    compressed, where layers lie on a CPU and on a GPU, or the file is no plan for this device.
+    compressed, where layers lie on a CPU and on a GPU, or the file is no plan for this device; `OSError`, before
+    anything is measured, where it cannot be written.
     """
+    if plan is not None:
+        refuse_bad_place(Path(plan))
     seen = _sizes(model, example)
     devices = {rows.values.device.type for rows, _ in seen}
     if len(devices) != 1:
