@@ -428,6 +428,24 @@ class Foreign(nn.Module):
         return twice(x)
 
 
+def test_biases_alone_have_gradients_sent_through_frozen_layers() -> None:
+    """Of a chain behind a frozen embedding every layer but the first one passes gradients on to biases before it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(5, 16), *(nn.Linear(16, 16) for _ in range(3)))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith("bias"))
+    tokens = torch.tensor([1])
+    with FlopCounterMode(display=False) as counter:
+        model(tokens).sum().backward()
+    report = count_flops(model, tokens, None, "dense", total_steps=1)
+    assert report.training == counter.get_total_flops() == 5 * 2 * 16 * 16
+
+
+def test_a_product_of_three_is_not_taken_for_none() -> None:
+    report = count_flops(nn.Bilinear(4, 5, 6), (torch.zeros(2, 4), torch.zeros(2, 5)))
+    assert list(report.unknown) == ["aten._trilinear"]
+
+
 def test_operators_that_nobody_knows_are_named() -> None:
     report = count_flops(Foreign(), torch.zeros(3, 8))
     assert (report.total, report.unknown) == (0, ("nmflow_test.twice",))

@@ -23,6 +23,9 @@ _SOFTMAX = re.compile(r"_?(safe_|masked_)?softmax")
 _WITHOUT_PRODUCTS = {"aten", "prim", "prims", "profiler"}
 """Where operators without a formula multiply nothing; of others nobody knows."""
 
+_UNKNOWN = {"_trilinear"}
+"""What multiplies nevertheless: nn.Bilinear's, three operands at a time."""
+
 
 @dataclass(frozen=True)
 class Product:
@@ -119,17 +122,17 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotate
             if out is not NotImplemented:
                 return out
         out = func(*args, **kwargs)
-        past = self._carried(func, (args, kwargs), out) if known is None else self._noted(known(args, out))
+        past = self._carried(func, (args, kwargs), out) if known is None else self._noted(known(args, out), (args, kwargs))
         for tensor in _tensors(out):
             self._remember(tensor, past)
         return out
 
-    def _noted(self, found: list[Multiplied]) -> _Past:
+    def _noted(self, found: list[Multiplied], given: Any) -> _Past:
         """Note products; the past of what comes of them."""
-        needs_gradient, scores = False, set()
+        needs_gradient = any(self._past_of(tensor).needs_gradient for tensor in _tensors(given))  # a bias's too
+        scores = set()
         for each in found:
             left, right = self._past_of(each.left), self._past_of(each.right)
-            needs_gradient |= left.needs_gradient or right.needs_gradient
             weight, view, other = (right, each.right, left) if right.held else (left, each.left, right)
             if weight.held is not None:
                 held, here = weight.held, self._path[-1]
@@ -157,7 +160,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotate
             scores=frozenset().union(*(each.scores for each in pasts)),
             is_softmax=any(each.is_softmax for each in pasts),
         )
-        if func.namespace not in _WITHOUT_PRODUCTS:
+        if func.namespace not in _WITHOUT_PRODUCTS or func.overloadpacket.__name__ in _UNKNOWN:
             self.unknown[str(func.overloadpacket)] = None
         if not _SOFTMAX.fullmatch(func.overloadpacket.__name__):
             return past
