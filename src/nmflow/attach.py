@@ -174,7 +174,7 @@ class EffectiveWeight:
             )
         return weight
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch does not annotate it
     def _notice_outside_graphs(self, weight: Tensor) -> None:
         self._notice_changes(weight)
 

@@ -41,7 +41,8 @@ class Sparsifier:
 
     Raises one `ValueError` listing every problem, before anything is changed: rules (see `resolve`), a recipe whose
     phases do not fit `total_steps`, an axis that a pattern of the plan does not divide, NaN or inf weights, a second
-    sparsifier, `mask_every` where a sequence decays from one pattern to the next. Source: Bambhaniya et al. 2025, section 3.
+    sparsifier, `mask_every` where a sequence decays from one pattern to the next.
+    Source: Bambhaniya et al. 2025, section 3.
     """
 
     def __init__(
@@ -190,9 +191,10 @@ class Sparsifier:
         self._progress.resumed = False
         self.current_step = step
         for index, stage in enumerate(self._progress.stages):
-            if stage.mask != "fresh" and not stage.pattern.is_dense and self._calibrated:
-                if index not in self._progress.fixed or before[index].pattern != stage.pattern:
-                    self._progress.fixed[index] = self._best_of(index, stage.pattern, self._rows(self.slots[index]))
+            if stage.mask == "fresh" or stage.pattern.is_dense or not self._calibrated:
+                continue
+            if index not in self._progress.fixed or before[index].pattern != stage.pattern:
+                self._progress.fixed[index] = self._best_of(index, stage.pattern, self._rows(self.slots[index]))
         changed = any(a.pattern != b.pattern for a, b in zip(before, self._progress.stages, strict=True))
         for name, effective in self._effective.items():
             effective.derive(self._dense_weight(name), new_masks=changed or step % self.mask_every == 0)

@@ -216,7 +216,7 @@ def test_a_copied_run_is_refused_and_the_copied_model_follows() -> None:
     other, copied = copy.deepcopy((model, sparsifier))
     assert copied.model is other
     for goes_on in (copied.step, copied.edit_gradients, lambda: copied.load_state_dict(sparsifier.state_dict())):
-        with pytest.raises(RuntimeError, match="deep copy.*load both state dicts"):
+        with pytest.raises(RuntimeError, match=r"deep copy.*load both state dicts"):
             goes_on()
     one_step(host, model, sparsifier, optimizer_of(model))
     assert_computes_as_pruned(host, model, DECAY[HALF_WAY + 1])

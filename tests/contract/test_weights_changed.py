@@ -281,7 +281,7 @@ def test_parameters_from_a_vector_are_noticed() -> None:
 
 
 def test_weights_loaded_between_masks_take_masks_of_their_own() -> None:
-    """Pretrained weights under `mask_every`: those of before say nothing of them. A state without the weight does not."""
+    """Pretrained weights under `mask_every`: old masks say nothing of them. A state without the weight leaves them."""
     model = nn.Linear(16, 8)
     sparsifier = nmflow.Sparsifier(model, {"weight": "1:4"}, "ste", 1000, mask_every=100)
     sparsifier.step()

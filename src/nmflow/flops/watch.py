@@ -122,14 +122,15 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not annotate
             if out is not NotImplemented:
                 return out
         out = func(*args, **kwargs)
-        past = self._carried(func, (args, kwargs), out) if known is None else self._noted(known(args, out), (args, kwargs))
+        given = (args, kwargs)
+        past = self._carried(func, given, out) if known is None else self._noted(known(args, out), given)
         for tensor in _tensors(out):
             self._remember(tensor, past)
         return out
 
     def _noted(self, found: list[Multiplied], given: Any) -> _Past:
         """Note products; the past of what comes of them."""
-        needs_gradient = any(self._past_of(tensor).needs_gradient for tensor in _tensors(given))  # a bias's too
+        needs_gradient = any(self._past_of(tensor).needs_gradient for tensor in _tensors(given))  # of biases too
         scores = set()
         for each in found:
             left, right = self._past_of(each.left), self._past_of(each.right)
