@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nmflow.models import build_model
+from nmflow.models import build_model, transformers_models
 from nmflow.roles import roles_of
 from nmflow.train.config_sections import DataConfig, ModelConfig
 from nmflow.train.data import Data, batch_indices, load_data
@@ -302,3 +302,25 @@ def test_without_timm_the_way_to_it_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ValueError, match=r"needs timm: pip install 'nmflow\[timm\]'"):
         build(images(), name="timm:resnet18")
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("bloom", ("hidden_dropout", "attention_dropout")),
+        ("mpt", ("emb_pdrop", "resid_pdrop")),
+        ("gpt_neo", ("embed_dropout", "resid_dropout", "attention_dropout")),
+    ],
+)
+def test_dropout_reaches_all_that_transformers_calls_so(name, keys):
+    transformers = pytest.importorskip("transformers", reason="needs the optional package transformers")
+    config = ModelConfig(name=f"transformers:{name}", pretrained=False, dropout=0.25)
+    settings = transformers_models._settings(transformers, name, config, text())
+    assert [getattr(settings, key) for key in keys] == [0.25] * len(keys)
+
+
+def test_dropout_of_a_network_without_is_refused():
+    transformers = pytest.importorskip("transformers", reason="needs the optional package transformers")
+    config = ModelConfig(name="transformers:mamba", pretrained=False, dropout=0.25)
+    with pytest.raises(ValueError, match=r"model\.dropout: of no use to transformers:mamba"):
+        transformers_models._settings(transformers, "mamba", config, text())

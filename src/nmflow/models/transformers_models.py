@@ -24,6 +24,12 @@ _HEADS = {"sentences": "AutoModelForSequenceClassification", "text": "AutoModelF
 _SIZES = {"width": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads"}
 """Our sizes by the names that transformers' configurations share."""
 
+_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout_rate", "resid_pdrop", "embd_pdrop",
+             "attn_pdrop", "dropout", "attention_dropout", "hidden_dropout", "emb_pdrop", "embed_dropout",
+             "resid_dropout")  # fmt: skip
+"""Dropout of hidden states, embeddings and attention by the names of transformers' configurations.
+That of MPT's attention is left at 0: transformers takes whole numbers alone for it."""
+
 _ENDS = {"pad_token_id": PAD, "decoder_start_token_id": PAD, "eos_token_id": END}
 """How a translation begins and ends."""
 
@@ -123,10 +129,11 @@ def _settings(transformers: Any, name: str, config: ModelConfig, data: Data) -> 
     except ValueError as error:
         raise ValueError(f"model: transformers cannot read the configuration of {name}: {error}") from error
     if config.dropout is not None:
-        for key in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout_rate", "resid_pdrop", "embd_pdrop",
-                    "attn_pdrop", "dropout", "attention_dropout"):  # fmt: skip
-            if hasattr(settings, key):
-                setattr(settings, key, config.dropout)
+        known = [key for key in _DROPOUTS if hasattr(settings, key)]
+        if not known:
+            raise ValueError(f"model.dropout: of no use to {config.name}, transformers has no such setting")
+        for key in known:
+            setattr(settings, key, config.dropout)
     return settings
 
 
