@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from nmflow.train.config_sections import DataConfig
 from nmflow.train.data import Data, load_data
 from nmflow.train.data.glue_tasks import TASKS
 from nmflow.train.data.glue_tsv import read_tsv
+from nmflow.train.data.lines import lines_of
 
 pytest.importorskip("transformers", reason="sentences are cut up by transformers, which is an extra")
 
@@ -171,3 +173,13 @@ def test_the_real_files(shared_data: Path, bert: Path, task: str) -> None:
     train, test = COUNTS[task]
     assert (len(data.train) + len(data.val), len(data.test)) == (train, test)
     assert data.train.batch(torch.tensor([0, 1]))[0]["input_ids"].max() < 5 + len(WORDS)
+
+
+def test_a_line_that_unpacks_without_end_is_refused(tmp_path: Path) -> None:
+    (path := tmp_path / "a.tsv.gz").write_bytes(gzip.compress(b"short\n" + b"x" * 64_000_000))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"a\.tsv\.gz: line 2 has more than 1,048,576 characters"):
+        list(lines_of(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16_000_000
