@@ -14,7 +14,7 @@ import nmflow
 
 _REQUIRED = (
     "torch", "numpy", "accelerate", "safetensors", "pydantic", "pyyaml", "click", "rich", "matplotlib",
-    "scikit-learn",
+    "scikit-learn", "scipy",
 )  # fmt: skip
 _OPTIONAL = {
     "timm": "models by model=timm:NAME",
@@ -22,10 +22,13 @@ _OPTIONAL = {
     "tensorboard": "curves by tensorboard=true",
     "sentencepiece": "vocabularies of data=translation",
     "sacrebleu": "BLEU of data=translation",
-    "triton": "masks on GPUs, torch.compile there",
+    "lightning": "a callback for its Trainer",
+    "datasets": "GLUE as the hub has it, in data=glue:PATH",
+    "triton": "masks and products on GPUs, torch.compile there",
 }
 _EXTRAS = {"timm": "timm", "transformers": "transformers", "tensorboard": "tensorboard",
-           "sentencepiece": "translation", "sacrebleu": "translation"}  # fmt: skip
+           "sentencepiece": "translation", "sacrebleu": "translation", "lightning": "lightning",
+           "datasets": "datasets"}  # fmt: skip
 """Which of our extras brings a package."""
 _COMPILERS = ("c++", "g++", "clang++", "cl")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -467,6 +468,24 @@ def test_doctor_does_not_import_what_it_looks_for() -> None:
     done = shell("doctor", "--json", prefix=check)
     assert done.returncode == 0, done.stderr
     assert "LOADED []" in done.stderr
+
+
+def test_doctor_looks_for_all_that_pyproject_names() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="reads TOML, from Python 3.11 on")
+    project = tomllib.loads((SOURCE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {name: held for name, held in project["optional-dependencies"].items() if name != "dev"}
+    packages = json.loads(call("doctor", "--json").stdout)["packages"]
+
+    def names(requirements: list[str]) -> set[str]:
+        return {re.split("[<>=!~;[ ]", each)[0] for each in requirements}
+
+    assert {package["name"] for package in packages if package["required"]} == names(project["dependencies"])
+    optional = {package["name"] for package in packages if not package["required"]} - {"triton"}  # torch brings it
+    assert optional == set().union(*map(names, extras.values()))
+
+    from nmflow import doctor
+
+    assert {(name, extra) for extra, held in extras.items() for name in names(held)} == set(doctor._EXTRAS.items())
 
 
 def test_doctor_names_what_is_missing_and_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
