@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy
 from trainers import (
@@ -269,6 +269,9 @@ def test_states_survive_the_file_and_foreign_files_are_refused(tmp_path):
     assert again == state
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match="cut short"):
+        read_state(path)
+    save_file({"a": torch.zeros(1)}, path, {"nmflow": "[" * 100_000})
+    with pytest.raises(ValueError, match="no state of a sparsifier"):
         read_state(path)
     nmflow.runtime.save_model(nn.Linear(2, 2), path)
     with pytest.raises(ValueError, match="not the state of a sparsifier"):

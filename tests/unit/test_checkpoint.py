@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nmflow.sparsifier import Sparsifier
-from nmflow.train.checkpoint import Position, State, load_checkpoint, save_checkpoint
+from nmflow.train.checkpoint import Position, State, _meta, load_checkpoint, save_checkpoint
 from nmflow.train.config import TrainConfig
 from nmflow.train.optim import build_optimizer
 
@@ -357,3 +357,8 @@ def test_saving_changes_nothing(saved, tmp_path):
     before = copy.deepcopy(bits(state))
     save_checkpoint(tmp_path / "second", state, Position(7))
     assert_same(before, bits(state))
+
+
+def test_metadata_nested_without_end_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"last: its metadata are no JSON"):
+        _meta(Path("last"), "[" * 100_000)

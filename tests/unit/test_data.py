@@ -23,7 +23,7 @@ from PIL import Image
 from nmflow.train.config_sections import DataConfig
 from nmflow.train.data import batch_indices, load_data, share, step_generator
 from nmflow.train.data.augment import flip, mix, shift
-from nmflow.train.data.jpeg_npz import read_jpeg_npz
+from nmflow.train.data.jpeg_npz import _size_of, read_jpeg_npz
 from nmflow.train.data.order import _alike, _permutation
 from nmflow.train.data.safe_pickle import read_array_pickle
 from nmflow.train.data.splits import rank_in_class
@@ -742,3 +742,13 @@ def test_an_incomplete_download_names_the_missing_batch(tmp_path, cifar):
     (tmp_path / "cifar-10-batches-py" / "data_batch_4").unlink()
     with pytest.raises(FileNotFoundError, match="data_batch_4: not found; expected all of"):
         load(f"cifar10:{tmp_path}")
+
+
+def test_a_packed_jpeg_of_too_many_pixels_is_refused() -> None:
+    """65,000 x 65,000 in the header of a file of a few hundred bytes."""
+    Image.new("RGB", (8, 8)).save(file := io.BytesIO(), "JPEG")
+    content = bytearray(file.getvalue())
+    sizes = content.index(b"\xff\xc0") + 5
+    content[sizes : sizes + 4] = (65_000).to_bytes(2, "big") * 2
+    with pytest.raises(ValueError, match=r"image 3: no readable JPEG: .*decompression bomb"):
+        _size_of(bytes(content), "image 3")

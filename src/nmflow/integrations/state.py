@@ -40,7 +40,7 @@ def read_state(path: Path) -> dict[str, Any]:
             written = (file.metadata() or {}).get("nmflow")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
         meta = json.loads(written or "null")
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: no state of a sparsifier, or one that was cut short: {error}") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT or not isinstance(meta.get("sparsifier"), dict):
         raise ValueError(f"{path}: a safetensors file, but not the state of a sparsifier")

@@ -289,7 +289,7 @@ def _read_shards(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _meta(path: Path, written: str | None) -> dict[str, Any]:
     try:
         meta = json.loads(written or "null")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: its metadata are no JSON: {error}") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         found = f" ({meta.get('format')})" if isinstance(meta, dict) else ""

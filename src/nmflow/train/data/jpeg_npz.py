@@ -117,5 +117,5 @@ def _opened(content: bytes, what: str) -> Iterator[Image]:
     try:
         with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
             yield image
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{what}: no readable JPEG: {error}") from error
