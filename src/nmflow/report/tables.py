@@ -13,15 +13,6 @@ from nmflow.report.folder import RunFolder, read_json, read_result
 from nmflow.report.measures import DEFAULT, MEASURES, further_scores, main_measure
 
 
-def percent(fraction: float | None, digits: int = 1) -> str:
-    """A fraction for people.
-
-    >>> percent(0.9638), percent(0.9638, 2), percent(None)
-    ('96.4 %', '96.38 %', 'missing')
-    """
-    return "missing" if fraction is None else f"{100 * fraction:.{digits}f} %"
-
-
 def recipe_label(recipe: str | dict[str, Any] | list[Any]) -> str:
     """A recipe, as a configuration writes it, in a few words.
 

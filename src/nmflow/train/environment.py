@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 import nmflow
+from nmflow.doctor import version_of
 
 _PACKAGES = ("torch", "numpy", "accelerate", "safetensors", "timm", "transformers", "sentencepiece",
              "scikit-learn")  # fmt: skip
@@ -25,7 +25,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
         "nmflow": nmflow.__version__,
         "commit": git_commit(Path(nmflow.__file__).parent),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: version_of(name) for name in _PACKAGES},
         "system": platform.system(),
         "machine": platform.machine(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -50,10 +50,3 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

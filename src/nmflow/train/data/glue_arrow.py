@@ -1,4 +1,4 @@
-"""GLUE as Hugging Face's `datasets` has it: a folder by `save_to_disk`, or a data set of the hub in the local cache."""
+"""GLUE as Hugging Face's `datasets` has it: a folder by `save_to_disk`, or a data set by its name on the hub."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def load_saved(folder: Path) -> Splits:
 
 
 def load_cached(path: Path) -> Splits:
-    """The splits of OWNER/DATASET/TASK as `datasets` finds them, offline in its cache.
+    """The splits of OWNER/DATASET/TASK as `datasets` loads them: from the hub, else from its cache.
 
     Raises `ValueError` where `datasets` is missing, `FileNotFoundError` with the line that fetches the data.
     """
