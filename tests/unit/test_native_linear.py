@@ -558,6 +558,16 @@ def test_a_plan_survives_its_file(tmp_path: Path) -> None:
     plan.save(tmp_path / "plan.json")
     assert NativePlan.load(tmp_path / "plan.json") == plan
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+    assert (tmp_path / "plan.json").stat().st_mode & 0o777 == 0o666 & ~umask(), "others may read it, where files are so"
+    with pytest.raises(IsADirectoryError, match="name a file"):
+        plan.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
+def umask() -> int:
+    now = os.umask(0)
+    os.umask(now)
+    return now
 
 
 @pytest.mark.parametrize(
@@ -570,6 +580,17 @@ def test_a_plan_survives_its_file(tmp_path: Path) -> None:
         ('"chunk": 64', '"chunk": "64"'),
         ('"tile_rows": 64', '"tile_rows": 0'),
         ('"m": 4', '"q": 4'),
+        ('"m": 4', '"m": 0'),
+        ('"m": 4', '"m": "4"'),
+        ('"m": 4', '"m": null'),
+        ('"n": 2', '"n": true'),
+        ('"out_features": 8', '"out_features": "8"'),
+        ('"bucket": 3', '"bucket": [3]'),
+        ('"bfloat16"', "{}"),
+        ('"chunk": 64', '"chunk": 0'),
+        ('"chunk": 64', f'"chunk": {1 << 32}'),
+        ('"tile_tokens": 32', f'"tile_tokens": {1 << 32}'),
+        ('"choices": [', '"choices": [' + "[" * 100_000),
     ],
 )
 def test_a_plan_that_is_none_is_refused(old: str, new: str) -> None:
@@ -577,6 +598,25 @@ def test_a_plan_that_is_none_is_refused(old: str, new: str) -> None:
     assert old in text
     with pytest.raises(ValueError, match=r"plan|tiling"):
         NativePlan.from_json(text.replace(old, new))
+
+
+@pytest.mark.parametrize("isa", HERE[:-1])
+def test_a_plan_of_a_machine_with_other_kernels_is_not_followed(isa: str) -> None:
+    values, offsets, dense = weight(40, 64, 1, 32, torch.float32)
+    packed = native.prepare(values, offsets, 40, 64, 1, 32, isa=isa)
+    choose(packed, 3, Tiling("rv", 32, 8, 1))
+    x = torch.randn(3, 64)
+    assert gap(native.linear(x, packed), x.double() @ dense.T) <= 1e-5
+
+
+def test_products_follow_a_plan_that_changed() -> None:
+    values, offsets, dense = weight(40, 64, 1, 8, torch.float32)
+    packed, x = native.prepare(values, offsets, 40, 64, 1, 8), torch.randn(5, 64)
+    key = packed.forms.key(5, torch.get_num_threads())
+    for tiling in (Tiling("tb", 8, 16, 64), Tiling("tb", 64, 16, 64)):
+        native.plan.choose(key, tiling)
+        assert gap(native.linear(x, packed), x.double() @ dense.T) <= 1e-5
+        assert ("tb", tiling.chunk) in packed.forms.packed
 
 
 @pytest.mark.parametrize(("reach", "m", "chunk"), [(8, 4, 4), (8, 8, 0), (128, 4, 4), (128, 8, 8), (128, 16, 0)])

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Protocol
 
+from nmflow.atomic import replacing
 from nmflow.bench.results import KernelResult
-from nmflow.runtime.atomic import replacing
 
 
 class Result(Protocol):

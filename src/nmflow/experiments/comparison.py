@@ -13,10 +13,10 @@ from typing import Any
 from accelerate import PartialState
 from rich.console import Console
 
+from nmflow.atomic import replacing
 from nmflow.report.folder import CompareFolder, RunFolder, read_json
 from nmflow.report.plots import plot_compare
 from nmflow.report.tables import Cell, PlannedRun, read_cells, recipe_label, table_lines, table_to_json
-from nmflow.runtime.atomic import replacing
 from nmflow.train.config import CompareConfig, TrainConfig, as_stored_now, load_compare_config
 from nmflow.train.data import Data, load_data
 from nmflow.train.files import check_new, write_json, write_text

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from nmflow.atomic import replacing
 from nmflow.experiments.catalogue import Table, catalogue, find_table
 from nmflow.experiments.counted import Counted
 from nmflow.experiments.studies import Run, StudyFolder, studies
 from nmflow.experiments.timed import Timed
 from nmflow.experiments.trained import Trained
 from nmflow.report.columns import columns
-from nmflow.runtime.atomic import replacing
 from nmflow.train.files import write_json, write_text
 
 _EVIDENCE = (".json", ".jsonl", ".yaml", ".md")

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from nmflow.runtime.atomic import replacing
+from nmflow.atomic import replacing
 
 FORMAT = "nmflow-sparsity"
 VERSION = 1

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
+
+from nmflow.atomic import replacing
 
 
 def text_of(rows: Iterable[Mapping[str, Any]], kind: str, version: int) -> str:
@@ -43,13 +43,5 @@ def rows_of(text: str, kind: str, version: int) -> list[Any]:
 
 def write(path: str | os.PathLike[str], text: str) -> None:
     """Write a plan, whole or not at all."""
-    target = Path(path)
-    with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=target.name, delete=False) as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    os.replace(file.name, target)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nmflow.runtime.atomic import replacing
+from nmflow.atomic import replacing
 from nmflow.runtime.format import offset_dtype_of, stored_sizes
 from nmflow.runtime.parts import StoredWeight, stored_weights
 from nmflow.targets import Candidate, Slot, candidates_of_names, slots_from_json, slots_to_json

@@ -12,13 +12,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from nmflow.atomic import refuse_bad_place
 from nmflow.ops import native, native_plan, native_tune
 from nmflow.ops.gpu import choice as gpu_choice
 from nmflow.ops.gpu import linear as gpu_linear
 from nmflow.ops.gpu import measure as gpu_measure
 from nmflow.ops.gpu import product as gpu_product
 from nmflow.ops.gpu import two_four as gpu_two_four
-from nmflow.runtime.atomic import refuse_bad_place
 from nmflow.runtime.example import Example, run
 from nmflow.runtime.modules import NMConv2d, NMLinear, PackedRows, PackedWeight
 

@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import nmflow
+from nmflow.atomic import replacing
 from nmflow.probes import GradientProbe
 from nmflow.report.folder import RunFolder
-from nmflow.runtime.atomic import replacing
 from nmflow.sparsifier import Sparsifier
 from nmflow.train.average import Average
 from nmflow.train.config import TrainConfig, as_stored_now

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nmflow.runtime.atomic import replacing
+from nmflow.atomic import replacing
 
 
 def check_new(path: Path, command: str) -> None:

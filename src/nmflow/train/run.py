@@ -15,11 +15,11 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
+from nmflow.atomic import replacing
 from nmflow.report.folder import RunFolder, read_json
 from nmflow.report.page import write_page
 from nmflow.report.plots import plot_training
 from nmflow.report.tables import result_lines
-from nmflow.runtime.atomic import replacing
 from nmflow.train.config import RunConfig, TrainConfig, load_config
 from nmflow.train.data import Data, load_data
 from nmflow.train.files import check_new, write_text

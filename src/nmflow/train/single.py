@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from nmflow.atomic import replacing
 from nmflow.models import build_model
 from nmflow.report.folder import RunFolder, read_json
 from nmflow.runtime import compress_file, load_compressed, save_model, verify
-from nmflow.runtime.atomic import replacing
 from nmflow.shards import full, is_spread
 from nmflow.sparsity import SparsityReport
 from nmflow.targets import record, recorded, slots_to_json
