@@ -405,6 +405,20 @@ def test_compare_prints_its_table(tmp_path: Path) -> None:
         assert word in done.output
 
 
+def test_compare_ends_with_2_where_runs_failed_and_says_so_once(tmp_path: Path) -> None:
+    out = tmp_path / "table"
+    arguments = ("compare", *TINY, "recipes=[dense, {name: sr-ste, sr_ste: 1e38}]", "seeds=2", f"out={out}")
+    done = call(*arguments)
+    assert done.exit_code == 2, done.output
+    assert "| dense" in done.stdout
+    assert "failed" not in done.stdout
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
+    assert line.startswith("failed: 2 runs, the first sr-ste (sr_ste=1e+38) 1:4 seed 0: step ")
+    again = call("compare", f"resume={out}", "--json")
+    assert again.exit_code == 2
+    assert len(json.loads(again.stdout)["failed"]) == 2
+
+
 # doctor
 
 

@@ -112,7 +112,8 @@ def test_a_run_that_diverges_is_missing_and_the_others_go_on(tmp_path):
     text = "\n".join(result.lines())
     assert "missing" in text
     assert "0 of 2" in text
-    assert "NaN or inf" in text
+    assert all("NaN or inf" in each.reason for each in result.failed)
+    assert "NaN or inf" in result.to_dict()["failed"][1]
 
 
 def test_recipes_with_options_have_folders_and_names_of_their_own(tmp_path):

@@ -56,7 +56,7 @@ def test_two_processes_do_what_one_does_and_a_failure_stops_nobody(tmp_path: Pat
     diverges = run_of(tmp_path, "diverges", optim={"lr": 1e30, "clip": None})
     result = sweep(Listed((no_data, runs[0], diverges, *runs[1:])), workers=2, threads=1)
     assert (result.done, result.stopped, len(result.failed)) == (3, False, 2)
-    said = "\n".join(sorted(result.failed))
+    said = "\n".join(sorted(map(str, result.failed)))
     assert "diverges: DivergedError" in said
     assert (diverges.is_done, no_data.is_done) == (True, False)  # the one will diverge again, the other may find data
     assert "no data: FileNotFoundError" in said
@@ -147,6 +147,21 @@ def test_reproduce_trains_what_is_missing_and_reads_the_rest(tmp_path: Path, mon
     copied = Reproduction(find_table("digits"), Place("cpu", tmp_path / "kept", Path("data"))).result()
     assert json.loads(json.dumps(copied.to_dict()))["cells"] == table["cells"]
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cpu").rglob("result.json")} == results
+
+
+def test_reproduce_without_its_data_says_so_once_and_ends_with_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"data": "cifar10:{data}/cifar10", "model": MODEL, "steps": 12, "batch": 8}
+    study = Study("cpu", "digits", "a small network", "small", 1, "ff=1:16", (0.001, 0.002), settings)
+    monkeypatch.setattr(studies_module, "studies", lambda scale: {"digits": study})
+    monkeypatch.setattr("nmflow.experiments.reproduction.studies", lambda scale: {"digits": study})
+    result = CliRunner().invoke(cli, ["reproduce", "digits", "--out", str(tmp_path), "--data", str(tmp_path / "no")])
+    assert result.exit_code == 2
+    [line] = [line for line in result.stderr.splitlines() if line.startswith("failed: ")]
+    assert "10 runs, the first " in line
+    assert "no/cifar10: not found" in line
+    assert "folder: " in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from nmflow.bench.output import Result as BenchResult
+    from nmflow.experiments.failures import Failure
 
 
 def answer(lines: Iterable[str], facts: dict[str, Any], as_json: bool) -> None:
@@ -23,6 +24,17 @@ def answer(lines: Iterable[str], facts: dict[str, Any], as_json: bool) -> None:
         print_json(facts)
     else:
         click.echo("\n".join(lines))
+
+
+def exit_on_failures(failures: Sequence[Failure]) -> None:
+    """Name the runs that failed on stderr and end with 2, once the answer of the others is given."""
+    if not failures:
+        return
+    from nmflow.experiments.failures import failure_lines
+
+    if os.environ.get("RANK", "0") == "0":
+        click.echo("\n".join(failure_lines(failures)), err=True)
+    click.get_current_context().exit(2)
 
 
 def teller(as_json: bool) -> Callable[[str], None]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from nmflow.cli.answers import answer, progress_console, teller
+from nmflow.cli.answers import answer, exit_on_failures, progress_console, teller
 from nmflow.cli.group import cli
 from nmflow.cli.options import json_option
 
@@ -40,6 +40,7 @@ def reproduce(
     """Do the tables NAME again (table-18, language-model, or all) and print the paper's numbers and ours side by side.
 
     Runs that are done are read, those that were begun go on, the others are begun; Ctrl-C stops without loss.
+    Exit code 2: some run failed; the others count.
     """
     if not names and not shows_list:
         raise click.UsageError("which table? nmflow reproduce --list shows all")
@@ -71,6 +72,7 @@ def reproduce(
         tables.append({"name": part.table.name, "folder": str(folder), **found.to_dict()})
     if keep is not None:
         lines.append(f"kept: {keep_evidence(place, ready, Path(keep)):,} files in {keep}")
-    lines += [f"failed: {line}" for line in result.failed]
     lines += ["stopped; the same command goes on"] if result.stopped else []
-    answer(lines, {"scale": scale, "tables": tables, "failed": result.failed, "stopped": result.stopped}, as_json)
+    failed = [str(each) for each in result.failed]
+    answer(lines, {"scale": scale, "tables": tables, "failed": failed, "stopped": result.stopped}, as_json)
+    exit_on_failures(result.failed)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import click
 
-from nmflow.cli.answers import answer, print_json, progress_console
+from nmflow.cli.answers import answer, exit_on_failures, print_json, progress_console
 from nmflow.cli.group import cli
 from nmflow.cli.options import json_option, read_settings
 
@@ -49,7 +49,7 @@ def compare(settings: tuple[str, ...], as_json: bool) -> None:
     """Train recipes x patterns x seeds; one table with mean and spread, one plot.
 
     For instance recipes=dense,sr-ste,mdgf-exponential pattern=1:8,1:16 seeds=3. `resume=DIR` continues a
-    comparison that was stopped.
+    comparison that was stopped. Exit code 2: some run diverged; the others are in the table.
     """
     path, overrides, resume = read_settings(settings)
     if resume is not None:
@@ -64,6 +64,7 @@ def compare(settings: tuple[str, ...], as_json: bool) -> None:
 
         result = compare(config, console=progress_console())
     answer(result.lines(), result.to_dict(), as_json)
+    exit_on_failures(result.failed)
 
 
 @cli.command(short_help="Put runs of several folders into one table.")

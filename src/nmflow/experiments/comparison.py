@@ -14,6 +14,7 @@ from accelerate import PartialState
 from rich.console import Console
 
 from nmflow.atomic import replacing
+from nmflow.experiments.failures import Failure
 from nmflow.report.folder import CompareFolder, RunFolder, read_json
 from nmflow.report.plots import plot_compare
 from nmflow.report.tables import Cell, PlannedRun, read_cells, recipe_label, table_lines, table_to_json
@@ -45,16 +46,15 @@ class CompareResult:
 
     folder: CompareFolder
     cells: tuple[Cell, ...]
-    failed: tuple[str, ...] = ()
-    """What each run that diverged said."""
+    failed: tuple[Failure, ...] = ()
+    """The runs that diverged."""
 
     def lines(self) -> list[str]:
-        """For people: the table, the runs that are missing and why, and where everything lies."""
+        """For people: the table, and where everything lies; `failed` says why a run is missing."""
         plot = [f"plot: {self.folder.plot}"] if self.folder.plot.exists() else []
         return [
             *table_lines(self.cells),
             "mean ± sample standard deviation over n seeds, finalized models on the test split",
-            *self.failed,
             f"folder: {self.folder.path}",
             f"table: {self.folder.text}",
             *plot,
@@ -62,7 +62,8 @@ class CompareResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON: the table, the folder and the failures."""
-        return {"folder": str(self.folder.path), **table_to_json(self.cells), "failed": list(self.failed)}
+        failed = [str(each) for each in self.failed]
+        return {"folder": str(self.folder.path), **table_to_json(self.cells), "failed": failed}
 
 
 def plan_runs(config: CompareConfig, folder: CompareFolder) -> list[Planned]:
@@ -141,7 +142,7 @@ def _check_all(config: CompareConfig, folder: CompareFolder, data: Data) -> None
 def _go_on(config: CompareConfig, folder: CompareFolder, data: Data, console: Console | None) -> CompareResult:
     runs = plan_runs(config, folder)
     again = f"nmflow compare resume={shlex.quote(str(folder.path))}"
-    failed: list[str] = []
+    failed: list[Failure] = []
     with resumable(again), Display(console, config.steps * len(runs)) as display:
         for run in runs:
             name = " ".join(dict.fromkeys((run.label.recipe, run.label.pattern, f"seed {run.label.seed}")))
@@ -152,7 +153,7 @@ def _go_on(config: CompareConfig, folder: CompareFolder, data: Data, console: Co
             try:
                 run_single(run.config, run.folder, data, display, again, name, keep_checkpoint=False)
             except DivergedError as error:
-                failed.append(f"{name}: {error}")
+                failed.append(Failure(name, str(error)))
     cells = tuple(read_cells(run.label for run in runs))
     if PartialState().is_main_process:
         write_text(folder.text, "\n".join(table_lines(cells)) + "\n")

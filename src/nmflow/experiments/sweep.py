@@ -18,6 +18,7 @@ from typing import IO, Any, Protocol
 
 from rich.console import Console
 
+from nmflow.experiments.failures import Failure
 from nmflow.experiments.studies import Run
 from nmflow.report.folder import read_metrics
 from nmflow.train.progress import bars
@@ -48,8 +49,7 @@ class SweepResult:
     """What became of the runs of a sweep."""
 
     done: int = 0
-    failed: list[str] = field(default_factory=list)
-    """What each run that came to nothing said."""
+    failed: list[Failure] = field(default_factory=list)
     stopped: bool = False
     """True where somebody, or the clock, asked to stop; all that was begun goes on from its checkpoint."""
 
@@ -152,7 +152,7 @@ class _Worker:
         elif result.stopped:  # as asked, in the middle of its steps or before the first
             pass
         else:
-            result.failed.append(f"{self.run.label}: {answer}")
+            result.failed.append(Failure(self.run.label, answer))
         self.run = None
 
     def stop(self) -> None:
