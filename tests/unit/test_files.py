@@ -649,7 +649,8 @@ def test_a_failing_write_leaves_the_old_file(
     save: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "net.safetensors"
-    path.write_bytes(b"the last good one")
+    save(path)
+    good = path.read_bytes()
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -658,7 +659,7 @@ def test_a_failing_write_leaves_the_old_file(
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
             save(path)
-    assert path.read_bytes() == b"the last good one"
+    assert path.read_bytes() == good
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.safetensors", "source.safetensors"]
     save(path)
     assert verify(path).ok
@@ -725,12 +726,33 @@ def test_the_file_has_the_permissions_of_any_other(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "m").stat().st_mode) == stat.S_IMODE((tmp_path / "other").stat().st_mode)
 
 
-def test_in_place_of_the_file_that_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    save_model(net(), path)
-    compress_file(path, path)
-    assert metadata(path)["format"] == "nmflow-compressed"
-    assert bits(decompress(load_compressed(path, net(seed=1)))) == bits(net())
+def test_compress_file_replaces_its_own_output_and_nothing_else(tmp_path: Path) -> None:
+    source, dense, text = (tmp_path / name for name in ("model.safetensors", "other.safetensors", "notes.txt"))
+    save_model(net(), source)
+    save_model(net(), dense)
+    text.write_text("mine")
+    (tmp_path / "link").symlink_to(source)
+    before = {path: path.read_bytes() for path in (source, dense, text)}
+    for given in (source, tmp_path):
+        for same in (source, tmp_path / "link"):
+            with pytest.raises(FileExistsError, match="is read; name another file for the compressed one"):
+                compress_file(given, same)
+    for path in (dense, text):
+        with pytest.raises(FileExistsError, match=f"{path.name}: exists and is no compressed file of nmflow"):
+            compress_file(source, path)
+    assert {path: path.read_bytes() for path in before} == before
+    out = tmp_path / "out.safetensors"
+    compress_file(source, out)
+    compress_file(source, out)
+    assert bits(decompress(load_compressed(out, net(seed=1)))) == bits(net())
+
+
+def test_a_file_without_sparse_weights_is_not_compressed(tmp_path: Path) -> None:
+    save_model(nn.Linear(8, 8), tmp_path / "m")
+    for targets in (None, {"weight": None}):
+        with pytest.raises(ValueError, match=r"m: no weight in it is N:M, .* nmflow train"):
+            compress_file(tmp_path / "m", tmp_path / "out", targets)
+    assert not (tmp_path / "out").exists()
 
 
 # ---------------------------------------------------------------------------------------------- the report

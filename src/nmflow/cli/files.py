@@ -36,7 +36,8 @@ def verify(ctx: click.Context, path: str, targets: tuple[str, ...], as_json: boo
 def compress(source: str, destination: str, targets: tuple[str, ...], as_json: bool) -> None:
     """Write the N:M weights of IN (a run folder, a safetensors file) as values and offsets to OUT.
 
-    Without --targets, what the file says of itself holds.
+    Without --targets, what the file says of itself holds. An OUT that exists is replaced where it was compressed
+    before, else refused.
     """
     rules = read_targets(targets)
     from nmflow.runtime import compress_file

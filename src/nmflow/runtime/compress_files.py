@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 from torch import Tensor
 
@@ -29,12 +30,18 @@ def compress_file(
     The slots are those of `targets`, else of the file's metadata, else of a `targets.json` beside it, else the
     tightest patterns found. From names alone a two-dimensional weight counts as [out, in].
 
-    Raises `ValueError` listing all problems (as `nmflow.compress`), `FileNotFoundError`, `OSError`.
+    Raises `ValueError` listing all problems (as `nmflow.compress`) and where no weight is N:M, `FileExistsError` where
+    `destination` is the source or anything but an earlier compressed file, `FileNotFoundError`, `OSError`.
     """
     with open_file(source) as file:
         if file.header is not None and file.header.format == COMPRESSED:
             raise ValueError(f"{file.path} is compressed already")
+        _check_destination(file.path, Path(destination))
         slots = slots_of_file(file, targets) or found_slots(file.candidates(), file.read)
+        if not slots:
+            raise ValueError(
+                f"{file.path}: no weight in it is N:M, so there is nothing to compress; make it so by nmflow train"
+            )
         weights = stored_weights(slots)
         tensors: dict[str, Tensor] = {}
         dtypes: dict[str, str] = {}
@@ -61,6 +68,24 @@ def compress_file(
         before = file.path.stat().st_size
     write_file(destination, tensors, header)
     return CompressionReport(tuple(layers), before, os.stat(destination).st_size)
+
+
+def _check_destination(source: Path, destination: Path) -> None:
+    """Nothing but what was compressed before gives way to a compressed file; a folder is refused on writing."""
+    if not destination.exists() or destination.is_dir():
+        return
+    if destination.samefile(source):
+        raise FileExistsError(f"{destination}: that is the file that is read; name another file for the compressed one")
+    try:
+        with open_file(destination) as file:
+            is_ours = file.header is not None and file.header.format == COMPRESSED
+    except (ValueError, OSError):
+        is_ours = False
+    if not is_ours:
+        raise FileExistsError(
+            f"{destination}: exists and is no compressed file of nmflow, so it is not replaced; name another file, or "
+            "remove it"
+        )
 
 
 def slots_of_file(file: TensorFile, targets: Targets | None) -> tuple[Slot, ...]:
