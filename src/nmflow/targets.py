@@ -94,6 +94,8 @@ class Coverage:
     slots: tuple[Slot, ...]
     dense: dict[str, str] = field(default_factory=dict)
     """Label of every candidate (slice) left dense -> the reason."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Those of `dense` that a rule asked for, left out by `remainder="skip"`."""
 
 
 class _Rule(NamedTuple):
@@ -144,16 +146,18 @@ def resolve(
 
     slots: list[Slot] = []
     dense: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     for candidate in known:
         for slot, reason in _decide(candidate, matches, remainder, problems):
-            if slot.pattern.is_dense:
-                if reason and not (candidate.bare and reason == _NO_RULE):
-                    dense[slot.label] = reason
-            else:
+            if not reason:
                 slots.append(slot)
+            elif not (candidate.bare and reason == _NO_RULE):
+                dense[slot.label] = reason
+                if not slot.pattern.is_dense:
+                    skipped[slot.label] = reason
     if problems:
         raise ValueError("\n".join(problems))
-    return Coverage(tuple(slots), dense)
+    return Coverage(tuple(slots), dense, skipped)
 
 
 _NO_RULE = "no rule names it"
@@ -165,7 +169,7 @@ def _decide(
     remainder: Remainder,
     problems: list[str],
 ) -> Iterator[tuple[Slot, str]]:
-    """The slots of one candidate, dense ones with a reason.
+    """The slots of one candidate, those that stay dense with a reason and the pattern that was asked for.
 
     Slices that all end up the same are one slot, unless groups of V rows would reach from one into the next.
     """
@@ -202,7 +206,7 @@ def _decide(
                 "kernel sparse all the same, or leave it out"
             )
         elif remainder == "skip" and (undivided := _undivided(slot, rule.pattern)):
-            yield replace(slot, pattern=Pattern.dense()), undivided
+            yield slot, undivided
         else:
             if remainder == "error":
                 problems += shape_problems(slot, rule.pattern)

@@ -328,6 +328,14 @@ def test_last_lines(run):
     assert json.loads(json.dumps(run.to_dict()))["folder"] == str(run.folder.path)
 
 
+def test_weights_that_are_left_out_are_named(tmp_path):
+    changes = {"model": {**MODEL, "width": 24}, "pattern": "1:16", "remainder": "skip"}
+    result = train(small(**changes, out=str(tmp_path / "run")))
+    name, reason = "encoder.layers.0.linear1.weight", "16 does not divide 24"
+    assert result.to_dict()["skipped"] == {name: reason}
+    assert f"1 weight stays dense that targets asked for: {name} ({reason})" in result.lines()
+
+
 def test_the_folder(run):
     found = {path.relative_to(run.folder.path).as_posix() for path in run.folder.path.rglob("*") if path.is_file()}
     both = {

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nmflow.report.columns import starred
 from nmflow.report.folder import RunFolder, read_json, read_result
 from nmflow.report.measures import DEFAULT, MEASURES, further_scores, main_measure
 
@@ -69,6 +70,7 @@ def result_lines(folder: RunFolder) -> list[str]:
         lines.append(f"{'compressed:':{width}} {from_file}, measured from the compressed file")
         lines.append(verdict(result["verify"]))
         lines.append(bytes_line(compressed["bytes_before"], compressed["bytes_after"]))
+        lines += skipped_line(result.get("skipped", {}))
     lines += _bleu_line(result)
     return [*lines, f"run folder: {folder.path}", f"plot: {folder.plot}", f"report: {folder.page}"]
 
@@ -98,6 +100,20 @@ def bytes_line(before: int, after: int) -> str:
     'bytes: 5,000,000 -> 2,000,000 (2.50 times smaller)'
     """
     return f"bytes: {before:,} -> {after:,} ({before / after:.2f} times smaller)"
+
+
+def skipped_line(skipped: Mapping[str, str]) -> list[str]:
+    """The weights that `remainder="skip"` left dense, label -> reason; no line where there are none.
+
+    >>> skipped_line({"blocks.0.fc1.weight": "64 does not divide 48", "blocks.1.fc1.weight": "64 does not divide 48"})
+    ['2 weights stay dense that targets asked for: blocks.*.fc1.weight (64 does not divide 48)']
+    """
+    if not skipped:
+        return []
+    several = len(skipped) > 1
+    named = (f"{starred(label) if several else label} ({reason})" for label, reason in skipped.items())
+    count = f"{len(skipped)} weights stay" if several else "1 weight stays"
+    return [f"{count} dense that targets asked for: {', '.join(dict.fromkeys(named))}"]
 
 
 def _score(score: Mapping[str, Any] | None, name: str) -> str:

@@ -110,6 +110,7 @@ def _described(run: Training, model: nn.Module) -> dict[str, Any]:
         "flops": flops_of(run, model),
         "recipe": sparsifier.recipe.to_dict(),
         "pattern": " + ".join(dict.fromkeys(str(slot.pattern) for slot in sparsifier.slots)),
+        "skipped": sparsifier.coverage.skipped,
         "steps": config.steps,
         "seed": config.seed,
     }
