@@ -22,6 +22,7 @@ _TABLE: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = tuple(
     for roles, form in (
         ((), r".*(?:cpb_mlp|\.se\.|relative_position|rel_pos).*"),
         ((), r"(?:classifier|classification_head)\..*"),  # some heads have an out_proj
+        ((), r"(?:.*\.)?head\.(?:.+\.)?fc[12]\.weight"),  # and timm's CAFormer's is an MLP
         (("q", "k", "v"), r"(?:.*\.)?in_proj_weight"),
         (("q", "k", "v"), rf"{_ATTENTION}\.(?:qkv|wqkv|c_attn)\.weight"),
         (("q",), r"(?:.*\.)?(?:q_proj|q_lin|wq|to_q|q_attn|query|query_proj)\.weight|(?:.*\.)?q_proj_weight"),
@@ -49,8 +50,8 @@ def roles_of(parameter: str) -> tuple[str, ...]:
     (('q', 'k', 'v'), ('ff',), ())
     >>> roles_of("encoder.layer.3.attention.output.dense.weight"), roles_of("encoder.layer.3.output.dense.weight")
     (('o',), ('ff',))
-    >>> roles_of("classification_head.out_proj.weight")
-    ()
+    >>> roles_of("classification_head.out_proj.weight"), roles_of("head.fc.fc1.weight")
+    ((), ())
     """
     name = parameter.lower()
     for roles, form in _TABLE:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from nmflow.roles import roles_of
+from nmflow.targets import resolve
 
 Weights = dict[str, int]
 
@@ -89,6 +90,15 @@ def test_the_head_of_a_classifier_has_no_role(case: str) -> None:
         settings = transformers.AutoConfig.for_model(kind, **sizes)
         model = transformers.AutoModelForSequenceClassification.from_config(settings)
     assert taken(model) == wanted
+
+
+def test_a_head_that_is_an_mlp_has_no_role() -> None:
+    timm = pytest.importorskip("timm", reason="an extra")
+    with torch.device("meta"):
+        model = timm.create_model("caformer_s18")
+    found = {slot.name for slot in resolve(model, {"ff": "1:8"}).slots}
+    assert "stages.0.blocks.0.mlp.fc1.weight" in found
+    assert not {name for name in found if name.startswith("head.")}
 
 
 def swin(embed: int, depths: tuple[int, ...]) -> Weights:
