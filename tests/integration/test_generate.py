@@ -111,6 +111,7 @@ def test_a_run_goes_on_with_a_text_from_its_folder_alone(tmp_path: Path, book: P
     for arguments, told in (
         (["--beam=2", "--seed=1"], "--beam and --seed without a --temperature: of no use to a run of data=text"),
         (["--prompt="], "an empty prompt"),
+        (["--prompt=the \u20accat\u00e9 \u20ac"], "the run has never seen \u00e9 \u20ac; leave them out"),
     ):
         done = generate(str(folder.path), "--prompt=a", *arguments)
         assert (done.exit_code, told in done.output) == (2, True), done.output

@@ -93,6 +93,11 @@ def _texts(folder: RunFolder, config: TrainConfig, prompts: Iterable[str], asked
         begun = list(tokens.encode(prompt))
         if not begun:
             raise ValueError("an empty prompt: the run was taught to go on with a text, give it some")
+        if isinstance(tokens, Alphabet) and (strange := tokens.strange(prompt)):
+            raise ValueError(
+                f'prompt "{prompt}": the run has never seen {" ".join(strange)}; leave them out ({ALPHABET_FILE} in '
+                f"{folder.path} has the characters that it knows)"
+            )
         count, heat = asked.tokens or DEFAULT_TOKENS, asked.temperature or 0.0
         more = go_on(model, begun, count, context, heat, asked.seed or 0)
         yield prompt, tokens.decode([*begun, *more])

@@ -36,6 +36,15 @@ class Alphabet:
         place = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
         return np.where(self._codes[place] == codes, place + 1, UNKNOWN).astype(np.int32)
 
+    def strange(self, text: str) -> str:
+        """The characters of a text that it does not have, in order, each once.
+
+        >>> Alphabet("banana").strange("nab?!?")
+        '!?'
+        """
+        codes = np.unique(_codes_of(text))
+        return "".join(map(chr, codes[~np.isin(codes, self._codes)].tolist()))
+
     def decode(self, tokens: list[int]) -> str:
         """The text of tokens; what is unknown shows as such."""
         known = "\N{REPLACEMENT CHARACTER}" + self.characters
