@@ -124,6 +124,8 @@ def resolve(
         raise ValueError(f'remainder "{remainder}": one of {", ".join(REMAINDERS)}')
     if not targets:
         raise ValueError('no targets: give at least one rule, such as {"ff": "1:16"}')
+    if not isinstance(targets, Mapping):
+        raise TypeError(f'targets {targets!r:.60}: expected a mapping of rules, such as {{"ff": "1:8"}}')
     known = list(candidates(model)) if isinstance(model, nn.Module) else list(model)
     modules = [name for name, _ in model.named_modules()] if isinstance(model, nn.Module) else []
     problems: list[str] = []

@@ -284,6 +284,7 @@ def test_verify_asks_for_patterns_where_the_file_has_none(trained: Path, tmp_pat
     done = call("verify", str(bare))
     assert done.exit_code == 2
     assert done.output.startswith("error: ")
+    assert "--targets ff=1:16" in done.output
     assert call("verify", str(bare), "--targets", "0.weight=1:16").exit_code == 1
     assert call("verify", str(bare), "--targets", "0.weight=2:16", "--targets", "2.weight=2:8").exit_code == 0
 

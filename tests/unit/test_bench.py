@@ -60,7 +60,8 @@ def test_settings_are_read() -> None:
 @pytest.mark.parametrize(
     ("setting", "problem"),
     [
-        ("patern=1:8", 'did you mean "patterns"?'),
+        ("patern=1:8", 'did you mean "patterns"? Known: '),
+        ("foo=1", "no such setting. Known: "),
         ("patterns=8:1", 'did you mean "1:8"?'),
         ("threads", "expected key=value"),
         ("threads=", "expected key=value"),

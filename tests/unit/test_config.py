@@ -363,6 +363,12 @@ def test_a_bad_argument_is_told(argument, told):
     assert "pydantic" not in str(caught.value)
 
 
+def test_a_value_made_by_several_arguments_names_them_all():
+    with pytest.raises(ValueError, match='no option "foo"') as caught:
+        load_config(None, ["recipe.dense=0.1", "steps=9", "recipe.foo=1"])
+    assert str(caught.value).endswith('(arguments "recipe.dense=0.1" and "recipe.foo=1")')
+
+
 def test_all_problems_are_told_at_once_each_with_its_place(write):
     path = write("stps: 3\noptim: {lr: fast}\nbatch: 64\n")
     with pytest.raises(ValueError, match=r"^6 problems") as caught:

@@ -128,10 +128,10 @@ def test_what_is_not_there_or_broken_is_refused(tmp_path: Path, bert: Path) -> N
     whole = (folder / "train.tsv").read_text()
     lines = whole.splitlines()
     for broken, message in (
-        ([*lines[:5], "only\tthree\tcolumns", *lines[6:]], r"train\.tsv: 1 of its lines, the first 6,.*4 columns"),
+        ([*lines[:5], "only\tthree\tcolumns", *lines[6:]], r"train\.tsv: line 6 cannot.* has 4 columns"),
         ([lines[0].replace("sentence2", "other"), *lines[1:]], r"no column sentence2; its columns are index"),
-        ([*lines[:8], lines[8].rpartition("\t")[0] + "\tperhaps", *lines[9:]], "the first 9,.*entailment"),
-        (lines[:1], "it lacks 4 columns"),
+        ([*lines[:8], lines[8].rpartition("\t")[0] + "\tperhaps", *lines[9:]], "line 9 cannot.* one of entailment, not"),
+        (lines[:1], "no lines below the names of the columns; a line has 4 columns"),
         (lines[:6], "5 items are too few"),
     ):
         (folder / "train.tsv").write_text("\n".join(broken) + "\n")
@@ -149,7 +149,7 @@ def test_a_score_that_is_no_number_is_refused(tmp_path: Path, bert: Path) -> Non
     for score in ("high", "nan", "-1", "5.001"):
         lines[3] = lines[3].rpartition("\t")[0] + f"\t{score}"
         (folder / "dev.tsv").write_text("\n".join(lines) + "\n")
-        with pytest.raises(ValueError, match=r"dev\.tsv: 1 of its lines, the first 4,.*a score from 0 to 5"):
+        with pytest.raises(ValueError, match=r"dev\.tsv: line 4 cannot be read; .*a score from 0 to 5"):
             load(folder, bert)
 
 

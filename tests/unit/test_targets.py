@@ -194,6 +194,11 @@ def test_refusals(targets: dict[str, str | None], message: str) -> None:
         resolve(Net(), targets)
 
 
+def test_targets_are_a_mapping() -> None:
+    with pytest.raises(TypeError, match=r"targets '1:8': expected a mapping of rules, such as {\"ff\": \"1:8\"}"):
+        resolve(Net(), "1:8")  # type: ignore[arg-type]  # what is refused
+
+
 def test_all_problems_are_told_at_once() -> None:
     with pytest.raises(ValueError, match="matches nothing") as error:
         resolve(Net(), {"fff": "1:4", "o": "2:1", "ff": "1:7"})

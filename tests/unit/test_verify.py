@@ -292,6 +292,13 @@ def test_a_dense_file_that_cannot_be_verified(tmp_path: Path) -> None:
         verify(tmp_path / "nothing.safetensors")
     with pytest.raises(FileNotFoundError, match=r"model.safetensors"):
         verify(tmp_path)
+    (tmp_path / "a run").mkdir()
+    (tmp_path / "a run" / "config.yaml").touch()
+    with pytest.raises(FileNotFoundError, match=r"model.safetensors: no such file; .* train resume='.*/a run'$"):
+        verify(tmp_path / "a run")
+    (tmp_path / "a run" / "runs").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"a comparison has its models in .*/a run/runs"):
+        verify(tmp_path / "a run")
     with pytest.raises(TypeError):
         verify(42)
 

@@ -98,7 +98,7 @@ def read(kind: type[SettingsT], settings: Iterable[str], defaults: Mapping[str, 
             elif key not in known or key == "targets":
                 near = difflib.get_close_matches(key, names, n=1)
                 hint = f'; did you mean "{near[0]}"?' if near else ""
-                problems.append(f'"{setting}": no such setting{hint} Known: {", ".join(names)}')
+                problems.append(f'"{setting}": no such setting{hint or "."} Known: {", ".join(names)}')
             elif key in values:
                 problems.append(f'"{setting}": {key} is given twice')
             else:

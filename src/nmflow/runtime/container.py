@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -213,11 +214,19 @@ def open_file(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
 def file_of(path: str | os.PathLike[str]) -> Path:
     """The file itself, or a run folder's `model.safetensors`. Raises `FileNotFoundError` where there is none."""
     path = Path(path)
-    if path.is_dir():
-        path = path / MODEL_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    return path
+    if not path.is_dir():
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        return path
+    model = path / MODEL_FILE
+    if not model.is_file():
+        way_out = ""
+        if (path / "runs").is_dir():
+            way_out = f"; a comparison has its models in {path / 'runs'}, a folder a run"
+        elif (path / "config.yaml").is_file():
+            way_out = f"; the run is not done, and goes on with: nmflow train resume={shlex.quote(str(path))}"
+        raise FileNotFoundError(f"{model}: no such file{way_out}")
+    return model
 
 
 def write_file(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], header: Header) -> None:

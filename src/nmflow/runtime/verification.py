@@ -115,7 +115,10 @@ def _check_slots(slots: tuple[Slot, ...], read: Callable[[str], Tensor | None], 
     checks: list[LayerCheck] = []
     problems: list[str] = []
     if not slots:
-        raise ValueError(f'{where} says nothing of patterns; give targets, such as {{"ff": "1:16"}}')
+        raise ValueError(
+            f'{where} says nothing of patterns; give targets, such as {{"ff": "1:16"}}, on the command line --targets '
+            "ff=1:16"
+        )
     for slot in slots:
         weight = read(slot.name)
         if weight is None:

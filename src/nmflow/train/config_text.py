@@ -28,11 +28,15 @@ class Source:
     problems: list[str] = field(default_factory=list)
 
     def origin(self, key: tuple[str, ...]) -> str:
-        """Where the value of a key stands: ` (argument "a=b")`, ` (run.yaml)`, or nothing for a default."""
-        whole = [self.arguments[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self.arguments]
+        """Where the value of a key stands: ` (argument "a=b")`, ` (run.yaml)`, or nothing for a default.
+
+        A value that several arguments made together has all of them.
+        """
         parts = [text for part, text in self.arguments.items() if part[: len(key)] == key]
-        for text in whole + parts:
-            return f' (argument "{text}")'
+        whole = [self.arguments[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self.arguments]
+        if texts := parts or whole[:1]:
+            quoted = " and ".join(f'"{text}"' for text in texts)
+            return f" (argument{'s' if len(texts) > 1 else ''} {quoted})"
         return f" ({self.file})" if self.file else ""
 
 

@@ -43,7 +43,7 @@ CALIBRATION_BATCHES = 4
 
 
 class DivergedError(ValueError):
-    """A loss or gradient is NaN or inf; the last checkpoint is older and sound."""
+    """A loss or gradient is NaN or inf; the last checkpoint, where there is one, is older and sound."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,7 @@ def fit(run: Training, start: Position, recorder: Recorder, asked_to_stop: Calla
         loss, grad_norm = take_step(run, step)
         noise = state.probe.after_step() if state.probe is not None else None
         done = step + 1
+        is_saved = start.step > 0 or step >= config.checkpoint_every
         stopping = _anywhere(run.accelerator, asked_to_stop())
         saves = stopping or _is_due(done, config.checkpoint_every, config.steps)
         logs = done in changes or _is_due(done, config.log_every, config.steps)
@@ -155,7 +156,7 @@ def fit(run: Training, start: Position, recorder: Recorder, asked_to_stop: Calla
             # A step that fp16 skips, because its loss scale was too large, has no gradient to speak of.
             norm = None if run.optimizer.step_was_skipped else float(grad_norm)
             figures = {"loss": _mean(run.accelerator, loss), "grad_norm": norm}
-            _check_finite(done, figures)
+            _check_finite(done, figures, is_saved)
         if logs:
             rate = learning_rate(config.optim, step, config.steps)
             recorder.write({"step": done, **figures, "lr": rate, **_sparsity(state.sparsifier.report())})
@@ -163,7 +164,7 @@ def fit(run: Training, start: Position, recorder: Recorder, asked_to_stop: Calla
             recorder.write(noise.line())
         if _is_due(done, config.eval_every, config.steps):
             score = evaluate(state.judged, run.data, "val", run.accelerator.device, run.accelerator)
-            _check_finite(done, {"val_loss": score.loss})
+            _check_finite(done, {"val_loss": score.loss}, is_saved)
             values = {f"val_{name}": value for name, value in score.figures.items()}
             recorder.write({"step": done, "val_loss": score.loss, **values})
         if saves:
@@ -410,10 +411,10 @@ def _anywhere(accelerator: Accelerator, flag: bool) -> bool:
     return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum") > 0)
 
 
-def _check_finite(step: int, figures: dict[str, float | None]) -> None:
+def _check_finite(step: int, figures: dict[str, float | None], is_saved: bool) -> None:
     bad = [name for name, value in figures.items() if value is not None and not math.isfinite(value)]
     if bad:
+        before = "the last checkpoint is from before; " if is_saved else ""
         raise DivergedError(
-            f"step {step}: {' and '.join(bad)} NaN or inf; the last checkpoint is from before; a smaller optim.lr or "
-            "optim.clip may help"
+            f"step {step}: {' and '.join(bad)} NaN or inf; {before}a smaller optim.lr or optim.clip may help"
         )

@@ -38,7 +38,8 @@ class Task:
     @property
     def label_text(self) -> str:
         """What a label has to be, for people."""
-        return f"a label of {', '.join(self.labels)}" if self.labels else f"a score from 0 to {HIGHEST:g}"
+        what = f"one of {', '.join(self.labels)}" if self.labels else f"a score from 0 to {HIGHEST:g}"
+        return f"as its label {what}"
 
 
 Row = tuple[tuple[str, ...], float]

@@ -36,8 +36,9 @@ def read_tsv(folder: Path, split: str, task: Task) -> Table | None:
             continue
         rows.append((tuple(cells[place] for place in places[:-1]), target))
     if not rows or len(broken) > BROKEN * number:
-        what = f"{len(broken)} of its lines, the first {broken[0]}," if broken else "it"
-        raise ValueError(f"{path}: {what} lack{'' if broken else 's'} {len(head)} columns and {task.label_text}")
+        several = f"{len(broken)} lines, the first of them " if len(broken) > 1 else ""
+        what = f"{several}line {broken[0]} cannot be read" if broken else "no lines below the names of the columns"
+        raise ValueError(f"{path}: {what}; a line has {len(head)} columns, parted by tabs, and {task.label_text}")
     notes = (f"{path.name}: {len(broken)} broken lines left out",) if broken else ()
     return Table(path.name, rows, notes)
 
