@@ -518,6 +518,7 @@ def test_a_folder_that_is_taken(tmp_path):
     ("changes", "words"),
     [
         ({"pattern": "1:24"}, "24 does not divide it"),
+        ({"batch": 1265}, "batch=1265 is more than the 1,264 items of the training split"),
         ({"targets": {"nobody": "1:4"}}, "matches nothing"),
         ({"steps": 3, "recipe": "sdgf-stepwise"}, "too short"),
         ({"model": "lm-tiny"}, "takes text"),

@@ -59,6 +59,12 @@ def test_a_flat_val_is_told_how_to_sort_it(tmp_path: Path) -> None:
         load(tmp_path, image_size=32)
 
 
+def test_a_single_class_is_refused(tmp_path: Path) -> None:
+    write_imagenet(tmp_path, classes=1)
+    with pytest.raises(ValueError, match=r"train: a single class, n02124075; .* two or more"):
+        load_data(DataConfig(name="images", path=str(tmp_path), image_size=32))
+
+
 def test_flat_test_images_have_no_labels(tmp_path: Path) -> None:
     write_imagenet(tmp_path)
     (tmp_path / "test").mkdir()

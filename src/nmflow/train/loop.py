@@ -96,6 +96,10 @@ def prepare(config: TrainConfig, data: Data) -> Training:
     accelerator = connect(config.precision)
     data = replace(data, objective=trained_by(data.objective, config.optim))
     check_bleu(config.bleu, data)
+    if config.batch > len(data.train):
+        raise ValueError(
+            f"batch={config.batch} is more than the {len(data.train):,} items of the training split; take fewer"
+        )
     share(config.batch, 0, accelerator.num_processes, 0, config.accumulate)
     torch.manual_seed(config.seed)
     model = build_model(config.model, data).to(accelerator.device)

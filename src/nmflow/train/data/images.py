@@ -41,6 +41,10 @@ def load_images(config: DataConfig) -> Data:
     """
     root = Path(config.path or "")
     found = find_images(root)
+    if len(found.classes) < 2:
+        raise ValueError(
+            f"{root / 'train'}: a single class, {found.classes[0]}; to tell images apart it takes two or more folders"
+        )
     if config.image_size is not None and isinstance(found.splits["train"], Packed):
         raise ValueError(f"{root}: packed images have one size, and it is theirs; leave data.image_size out")
     splits, notes = _three_splits(found, root)
