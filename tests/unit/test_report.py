@@ -224,12 +224,28 @@ def test_training_figure_draws_the_log(folder):
     assert [(20, 1.4), (40, 0.9)] in drawn(loss)
     assert drawn(accuracy, DENSE) == [[(40, 0.9)]]
     assert [(20, 0.5), (40, 0.8)] in drawn(accuracy)
+    assert accuracy.yaxis.get_major_formatter()(0.99) == "99 %"
+    assert accuracy.yaxis.get_major_formatter()(0.985) == "98.5 %"
     assert accuracy.get_xlim() == (0, 40)
     assert [text.get_text() for text in decay.texts] == ["dense", "decay", "fine-tune"]
     assert [text.get_text() for text in density.texts] == ["1:4"]
     for axes in (decay, density, loss, accuracy):
         edges = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in axes.patches]
         assert edges == [(0, 10), (10, 30), (30, 40)]
+
+
+def test_legends_leave_the_curves_alone(tmp_path):
+    """A loss that rises, and an accuracy that falls, where a legend in a fixed corner would lie on them."""
+    steps = [{**SPARSE[0], "step": step} for step in range(0, 101, 5)]
+    lines = [{**line, "loss": 1 + line["step"], "val_accuracy": 0.9 - line["step"] / 200} for line in steps]
+    write_run(tmp_path, None, lines)
+    figure = training_figure(tmp_path)
+    figure.draw_without_rendering()
+    for axes in figure.axes[2:]:
+        box = axes.get_legend().get_window_extent()
+        points = [point for line in axes.lines for point in axes.transData.transform(line.get_xydata())]
+        assert points
+        assert not any(box.contains(*point) for point in points)
 
 
 def test_training_figure_of_a_run_that_has_only_begun(tmp_path):

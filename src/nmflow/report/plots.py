@@ -10,7 +10,7 @@ from typing import Any, cast
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from nmflow.report.folder import RunFolder, read_json, read_metrics
 from nmflow.report.measures import DEFAULT, MEASURES, Measure
@@ -165,7 +165,7 @@ def _draw_loss(axes: Axes, sparse: Lines, dense: Lines) -> None:
         axes.set_yscale("log")
     else:
         axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=8, loc="upper right", ncols=2 if dense else 1)
+    axes.legend(frameon=False, fontsize=8, loc="best", ncols=2 if dense else 1)
 
 
 def _draw_measure(axes: Axes, sparse: Lines, dense: Lines) -> None:
@@ -179,12 +179,12 @@ def _draw_measure(axes: Axes, sparse: Lines, dense: Lines) -> None:
     _write_values(axes, measure)
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
     if axes.lines:
-        axes.legend(frameon=False, fontsize=8, loc="lower right" if measure.higher_is_better else "upper right")
+        axes.legend(frameon=False, fontsize=8, loc="best")
 
 
 def _write_values(axes: Axes, measure: Measure) -> None:
     if measure.fraction:
-        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
 
 
 def _draw_state(axes: Axes, states: Lines, key: str) -> None:
