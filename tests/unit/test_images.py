@@ -186,8 +186,9 @@ def test_top_5_where_it_says_something(tmp_path: Path, classes: int, measures: t
 # --------------------------------------------------------------------------------------------------- crops
 def write_one(root: Path, image: Image.Image) -> Path:
     for split in ("train", "val", "test"):
-        (root / split / "a").mkdir(parents=True)
-        image.save(root / split / "a" / "one.png")
+        for name in ("a", "b"):
+            (root / split / name).mkdir(parents=True)
+            image.save(root / split / name / "one.png")
     return root
 
 
