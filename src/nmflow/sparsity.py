@@ -45,6 +45,19 @@ class SparsityReport:
         """Mask entries that changed in the last step."""
         return sum(slot.flips for slot in self.slots)
 
+    def lines(self) -> list[str]:
+        """For people: one line a slot, then the whole."""
+        width = max((len(slot.label) for slot in self.slots), default=0)
+        lines = [
+            f"{slot.label:{width}}  {slot.pattern:>7} of {slot.target:7}  {slot.phase:9}  density {slot.density:.4f}"
+            for slot in self.slots
+        ]
+        state = "finalized" if self.finalized else f"step {self.step:,} of {self.total_steps:,}"
+        return [*lines, f"{state}: density {self.density:.4f} over {len(self.slots)} slots, {self.flips:,} flips"]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return {**asdict(self), "early": self.early, "density": self.density}

@@ -97,6 +97,16 @@ class Coverage:
     skipped: dict[str, str] = field(default_factory=dict)
     """Those of `dense` that a rule asked for, left out by `remainder="skip"`."""
 
+    def lines(self) -> list[str]:
+        """For people: one line for each slot and each candidate left dense."""
+        taken = {slot.label: str(slot.pattern) for slot in self.slots}
+        width = max(map(len, [*taken, *self.dense]), default=0)
+        lines = [f"{label:{width}}  {pattern}" for label, pattern in taken.items()]
+        return [*lines, *(f"{label:{width}}  dense: {reason}" for label, reason in self.dense.items())]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
 
 class _Rule(NamedTuple):
     key: str

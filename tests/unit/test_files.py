@@ -237,6 +237,7 @@ def test_compressing_a_file(tmp_path: Path) -> None:
     assert report.layers[0].bytes_before == 6 * 36 * 4
     assert report.layers[0].bytes_after == 6 * 9 * 5
     assert report.lines()[-1].startswith("compressed 3 weights: ")
+    assert str(report).splitlines() == report.lines()
     assert json.loads(json.dumps(report.to_dict()))["bytes_after"] == report.bytes_after
 
 

@@ -194,6 +194,16 @@ def test_refusals(targets: dict[str, str | None], message: str) -> None:
         resolve(Net(), targets)
 
 
+def test_coverage_prints_a_line_a_weight() -> None:
+    printed = str(resolve(Block(16), {"ff": "1:8"})).splitlines()
+    assert [line.split(maxsplit=1) for line in printed] == [
+        ["mlp.fc1.weight", "1:8"],
+        ["mlp.fc2.weight", "1:8"],
+        ["attn.qkv.weight", "dense: no rule names it"],
+        ["attn.proj.weight", "dense: no rule names it"],
+    ]
+
+
 def test_targets_are_a_mapping() -> None:
     with pytest.raises(TypeError, match=r"targets '1:8': expected a mapping of rules, such as {\"ff\": \"1:8\"}"):
         resolve(Net(), "1:8")  # type: ignore[arg-type]  # what is refused

@@ -72,6 +72,7 @@ def test_a_sound_model() -> None:
         ("2.weight", "2:6", 16, 0),
     ]
     assert report.lines() == ["verified: 2 of 2 layers are N:M"]
+    assert str(report) == "verified: 2 of 2 layers are N:M"
 
 
 def test_one_extra_non_zero_is_named() -> None:
@@ -188,7 +189,7 @@ def test_the_forward_of_a_live_sparsifier_is_checked_not_its_dense_weights() -> 
         verify(model)
     for _ in range(3):
         sparsifier.step()
-    sparsifier.finalize()
+    assert str(sparsifier.finalize()).splitlines()[-1].startswith("finalized: density 0.")
     assert verify(model).ok
 
 

@@ -61,6 +61,9 @@ class CompressionReport:
             *(f"not always {name}: {reason} ({many} of them)" for (name, reason), many in reasons.items()),
         ]
 
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return {**asdict(self), "bytes_of_forms": self.bytes_of_forms}

@@ -65,6 +65,9 @@ class VerifyReport:
             return [*lines, f"not verified: {len(broken)} of {total} layers break their pattern"]
         return [f"verified: {total} of {total} layers are N:M"]
 
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return {"ok": self.ok, **asdict(self)}
