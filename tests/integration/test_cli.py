@@ -73,6 +73,8 @@ sys.meta_path.insert(0, Refuse())
         (("compress", "only-one"), 2, "only-one"),
         (("compress", "."), 2, "Missing argument"),
         (("reproduce", "--help"), 0, "side by side"),
+        (("train", "--settings"), 0, "optim.lr=0.001  (number)\n    Learning rate at its peak."),
+        (("compare", "--settings"), 0, "seeds=0,1,2  (list)"),
         (("reproduce",), 2, "which table?"),
         (("generate",), 2, "Missing argument"),
         (("generate", ".", "--prompt", "a", "--tokens", "0"), 2, "range"),

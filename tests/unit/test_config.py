@@ -16,7 +16,9 @@ from pydantic import BaseModel, ValidationError
 from nmflow.masks import REMAINDERS
 from nmflow.models import BUILDERS
 from nmflow.train.config import CompareConfig, TrainConfig, load_compare_config, load_config
+from nmflow.train.config_errors import known_keys
 from nmflow.train.config_fields import build_recipe
+from nmflow.train.config_help import settings_lines
 from nmflow.train.config_sections import MODELS, DataConfig, ModelConfig, OptimConfig
 from nmflow.train.config_text import MAX_BYTES, dump_values, parse_value
 from nmflow.train.data import LOADERS
@@ -361,6 +363,15 @@ def test_a_bad_argument_is_told(argument, told):
     with pytest.raises(ValueError, match=re.escape(told)) as caught:
         load_config(None, [argument])
     assert "pydantic" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, CompareConfig])
+def test_every_setting_is_listed_with_its_meaning(kind):
+    lines = list(settings_lines(kind))
+    listed = [line.partition("=")[0] for line in lines[::2]]
+    keys = known_keys(kind)
+    assert listed == [key for key in keys if not any(other.startswith(f"{key}.") for other in keys)]
+    assert all(len(meaning) > 10 and meaning != "    None" for meaning in lines[1::2])
 
 
 def test_a_value_made_by_several_arguments_names_them_all():

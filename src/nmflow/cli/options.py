@@ -26,6 +26,24 @@ remainder_option = click.option(
 )
 
 
+def settings_option(config: str) -> Any:
+    """`--settings`: every key of a class of `nmflow.train.config`, and nothing is done."""
+
+    def show(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+        if not asked:
+            return
+        from nmflow.train import config as configs
+        from nmflow.train.config_help import settings_lines
+
+        click.echo("\n".join(settings_lines(getattr(configs, config))))
+        ctx.exit()
+
+    return click.option(
+        "--settings", "shows_settings", is_flag=True, is_eager=True, expose_value=False, callback=show,
+        help="List every KEY with its default and meaning, and do nothing.",
+    )  # fmt: skip
+
+
 def read_settings(settings: Iterable[str]) -> tuple[str | None, list[str], str | None]:
     """(config file, key=value settings, run to resume) of the arguments of `train` and `compare`."""
     overrides = [setting for setting in settings if _SETTING.match(setting)]

@@ -9,11 +9,12 @@ import click
 
 from nmflow.cli.answers import answer, exit_on_failures, print_json, progress_console
 from nmflow.cli.group import cli
-from nmflow.cli.options import json_option, read_settings
+from nmflow.cli.options import json_option, read_settings, settings_option
 
 
 @cli.command(short_help="Train a network to N:M, next to a dense run.")
 @click.argument("settings", nargs=-1, metavar="[CONFIG.yaml] [KEY=VALUE]...")
+@settings_option("TrainConfig")
 @json_option
 def train(settings: tuple[str, ...], as_json: bool) -> None:
     """Train a network to N:M, next to a dense run of the same budget.
@@ -44,6 +45,7 @@ def _leave_the_others() -> None:
 
 @cli.command(short_help="Train recipes x patterns x seeds into one table.")
 @click.argument("settings", nargs=-1, metavar="[CONFIG.yaml] [KEY=VALUE]...")
+@settings_option("CompareConfig")
 @json_option
 def compare(settings: tuple[str, ...], as_json: bool) -> None:
     """Train recipes x patterns x seeds; one table with mean and spread, one plot.
