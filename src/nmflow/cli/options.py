@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from nmflow.schedules import Recipe
 
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout, and nothing else.")
@@ -26,7 +27,7 @@ remainder_option = click.option(
 )
 
 
-def settings_option(config: str) -> Any:
+def settings_option(config: str) -> Callable[[_Command], _Command]:
     """`--settings`: every key of a class of `nmflow.train.config`, and nothing is done."""
 
     def show(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
