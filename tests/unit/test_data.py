@@ -539,9 +539,9 @@ def test_a_missing_val_is_split_off_train_and_said(tmp_path):
 
 
 def test_a_missing_test_is_val_and_said(tmp_path):
-    write_images(tmp_path, {"train/a": 10, "val/a": 4})
+    write_images(tmp_path, {"train/a": 10, "train/b": 10, "val/a": 4})
     data = load(f"images:{tmp_path}")
-    assert (len(data.train), len(data.val), len(data.test)) == (9, 1, 4)
+    assert (len(data.train), len(data.val), len(data.test)) == (18, 2, 4)
     assert "val/ is the test split" in data.describe()
 
 
@@ -550,6 +550,8 @@ def test_images_are_brought_to_one_size(tmp_path):
         (tmp_path / split / "red").mkdir(parents=True)
         Image.new("RGB", (12, 6), (255, 0, 0)).save(tmp_path / split / "red" / "wide.png")
         Image.new("L", (5, 9), 200).save(tmp_path / split / "red" / "tall.jpg")
+    (tmp_path / "train" / "tan").mkdir()
+    Image.new("RGB", (4, 4), (210, 180, 140)).save(tmp_path / "train" / "tan" / "square.png")
     with pytest.raises(ValueError, match=r"tall\.jpg: 5x9 is not square; say which size"):
         load(f"images:{tmp_path}")
     data = load(f"images:{tmp_path}", image_size=4)
@@ -561,7 +563,7 @@ def test_images_are_brought_to_one_size(tmp_path):
 
 
 def test_images_are_augmented_in_training_alone(tmp_path):
-    write_images(tmp_path, {"train/a": 12, "val/a": 12, "test/a": 1}, size=(8, 8))
+    write_images(tmp_path, {"train/a": 12, "train/b": 1, "val/a": 12, "test/a": 1}, size=(8, 8))
     for augment in (None, True, False):
         data = load(f"images:{tmp_path}", augment=augment)
         same = torch.equal(everything(data.train, step_generator(0, 0))[0], everything(data.train)[0])
@@ -570,7 +572,7 @@ def test_images_are_augmented_in_training_alone(tmp_path):
 
 
 def test_a_corrupt_image_is_named(tmp_path):
-    write_images(tmp_path, {"train/a": 3, "val/a": 1, "test/a": 1})
+    write_images(tmp_path, {"train/a": 3, "train/b": 1, "val/a": 1, "test/a": 1})
     bad = tmp_path / "train" / "a" / "001.png"
     bad.write_bytes(bad.read_bytes()[:60])
     data = load(f"images:{tmp_path}")
@@ -585,7 +587,7 @@ def test_a_corrupt_image_is_named(tmp_path):
         ({"train/a": 1, "train/b": 0, "val/a": 1, "test/a": 1}, "b: a class without images"),
         ({"train/a": 1, "val/a": 1, "val/z": 1, "test/a": 1}, "classes that train/ does not have: z"),
         ({"train/a": 1, "val/a": 0, "test/a": 1}, "val: no images"),
-        ({"train/a": 9, "test/a": 1}, "no class of train/ has the ten images"),
+        ({"train/a": 9, "train/b": 9, "test/a": 1}, "no class of train/ has the ten images"),
     ],
 )
 def test_a_folder_with_a_fault_is_refused(tmp_path, counts, told):

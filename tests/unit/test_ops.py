@@ -168,7 +168,7 @@ def test_a_kernel_is_told_what_it_may_decide_by() -> None:
     linear(torch.ones(3, 5, 8, dtype=torch.float64), values, offsets, (2, 8), 1, 4)
     assert told == {
         "device": "cpu", "dtype": torch.float64, "shape": (2, 8), "n": 1, "m": 4, "v": 1, "tokens": 15,
-        "needs_grad": False, "autocast": False, "same_dtype": True,
+        "needs_grad": False, "autocast": False, "same_dtype": True, "strided": True, "transformed": False,
     }  # fmt: skip
 
 
