@@ -208,8 +208,9 @@ def candidates(key: Key, rv_reach: int) -> list[Tiling]:
     """Tilings worth timing for one weight, the default first."""
     tokens = 1 << key.bucket
     found = [default_tiling(key, rv_reach)]
+    if key.m <= rv_reach and tokens <= min(4, _in_order(key)):
+        return found  # from memory, which counts there, nothing else is faster; tuning finds a weight in the caches
     if rv_reach and tokens > 1 and key.m <= max(rv_reach, 32 if tokens <= 16 else 0):
-        # One token has one choice: from memory, which is what counts there, nothing else was faster.
         if key.m <= rv_reach and tokens <= 64:
             found += [Tiling("rv", chunk, 8, 1) for chunk in ((0, key.m) if _has_shorter(key, rv_reach) else (0,))]
         splits: tuple[Split, ...] = ("rows", "tokens") if tokens >= 64 else ("rows",)
